@@ -1,0 +1,1 @@
+"""What Homeroom promises about speed, measured as ratios inside one run."""

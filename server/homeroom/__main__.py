@@ -1,0 +1,3 @@
+from homeroom.main import main
+
+main()

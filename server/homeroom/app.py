@@ -1,0 +1,457 @@
+"""The facade that the tools and the commands call, and the owner of the loops.
+
+Owns the order in which things are opened and closed, the lease, and who runs which loop. Builds
+no vendor object and speaks no wire. Invariant: a loop that dies ends the process (``open_app``
+raises); a service that is away does not: it is connected to again, and calls say so meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import anyio
+from pydantic import TypeAdapter
+
+from homeroom.background import background
+from homeroom.config import Config, Registration, load_registration
+from homeroom.directory import Directory, block_after_edit
+from homeroom.errors import (
+    HomeroomError,
+    LeaseLost,
+    LimitExceeded,
+    Misuse,
+    Rejected,
+    Unavailable,
+    Unsupported,
+)
+from homeroom.intake import IntakeState, run_intake
+from homeroom.letta import Letta, open_letta
+from homeroom.mailbox import POSTS_IN_FLIGHT, Mailbox
+from homeroom.matrix import Matrix, open_matrix
+from homeroom.model import (
+    Agent,
+    AgentPage,
+    Block,
+    ItemId,
+    ItemKind,
+    ItemState,
+    ReplyView,
+    SyncReport,
+)
+from homeroom.relay import Relay, chat_items, decide
+from homeroom.retry import pause_s
+from homeroom.store import Decide, Store, open_store
+from homeroom.sync import OnAction, Reconciler
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+OnProgress = Callable[[str], Awaitable[None]]
+
+LEASE_MS = 6_000
+"""A bridge that stopped renewing is replaced after this; a standby looks three times as often."""
+MESSAGE_LIMIT = 100_000
+"""Characters of one message to an agent."""
+TAIL_CHARS = 400
+"""How much of an answer in the making is kept for those who follow it."""
+ANSWERS_FOLLOWED = 256
+SYNC_WAIT_S = 600.0
+"""How long a tool waits for the reconciliation it asked for."""
+
+_report = TypeAdapter(SyncReport)
+
+
+class Service(Generic[T]):
+    """One outside service, connected to for as long as it takes.
+
+    ``run`` owns the connection, so that whoever uses it may come and go.
+    """
+
+    def __init__(self, opener: Callable[[], AbstractAsyncContextManager[T]], name: str) -> None:
+        self._open, self._name = opener, name
+        self._service: T | None = None
+        self._ready = anyio.Event()
+        self._tried = anyio.Event()
+        self.error: HomeroomError | None = None
+
+    async def run(self) -> None:
+        """Connects, and connects again, until cancelled."""
+        failures = 0
+        while True:
+            try:
+                async with self._open() as service:
+                    self._service, self.error, failures = service, None, 0
+                    self._tried.set()
+                    self._ready.set()
+                    log.info("service_connected", extra={"service": self._name})
+                    await anyio.sleep_forever()
+            except HomeroomError as error:
+                self._service, self.error = None, error
+                self._tried.set()
+                if self._ready.is_set():
+                    self._ready = anyio.Event()
+                failures += 1
+                wait_s = pause_s(failures)
+                log.warning(
+                    "service_away",
+                    extra={"service": self._name, "reason": str(error), "wait_s": round(wait_s, 1)},
+                )  # fmt: skip
+                await anyio.sleep(wait_s)
+
+    async def get(self) -> T:
+        """The connected service; raises why there is none as soon as that is known."""
+        await self._tried.wait()
+        if self._service is None:
+            raise self.error or Unavailable("store", f"{self._name} is not connected")
+        return self._service
+
+    async def wait(self) -> T:
+        """The connected service, however long it takes."""
+        while self._service is None:
+            await self._ready.wait()
+        return self._service
+
+
+class App:
+    """What Homeroom can do, for tools and commands. Raises the errors of ``homeroom.errors``."""
+
+    def __init__(self, config: Config, store: Store, registration: Registration | None) -> None:
+        self.config = config
+        self._store, self._registration = store, registration
+        self._mailbox = Mailbox(store)
+        self.letta = Service[Letta](partial(open_letta, config), "letta")
+        self.matrix: Service[Matrix] | None = None
+        if registration:
+            self.matrix = Service[Matrix](
+                partial(_open_checked_matrix, config, registration), "matrix"
+            )
+        self._reconciler = Reconciler(config, store, self.letta.get, self._get_matrix)
+        self._directory = Directory(self.letta.get, store, config)
+        self._spoken: OrderedDict[ItemId, tuple[int, str]] = OrderedDict()
+        self._edits = anyio.Lock()
+        self._owner = f"{socket.gethostname()}/{os.getpid()}"
+        self._bridge_owner = ""
+        self._intake = IntakeState()
+        self._started_s = time.time()
+        self._last_sync: dict[str, Any] = {}
+
+    async def _get_matrix(self) -> Matrix:
+        if self.matrix is None:
+            raise Unsupported(
+                "Matrix is not set up: set HOMEROOM_MATRIX_URL, HOMEROOM_MATRIX_SERVER_NAME and"
+                " HOMEROOM_MATRIX_REGISTRATION, then restart."
+            )
+        return await self.matrix.get()
+
+    # --- agents ----------------------------------------------------------------------------------
+
+    async def list_agents(self, query: str = "", limit: int = 50, cursor: str = "") -> AgentPage:
+        """A page of agents in the order of their names. The cursor survives a restart."""
+        return await self._directory.page(query, limit, cursor)
+
+    async def sync(self, *, dry_run: bool = False) -> SyncReport:
+        """One reconciliation, carried out by whichever process runs the bridge.
+
+        Raises:
+            Unsupported: Matrix is not configured.
+            Unavailable: Letta or the process that runs the bridge does not answer.
+        """
+        if self.matrix is None:
+            await self._get_matrix()
+        if dry_run:
+            return await self._reconciler.sync(decide=_never, fence=0, dry_run=True, asked=True)
+        request = await self._store.request_sync()
+        with anyio.move_on_after(SYNC_WAIT_S):
+            while True:
+                changed = self._store.changed
+                if found := await self._store.find_sync_report(request):
+                    return _read_report(found)
+                await changed.wait()
+        raise Unavailable("store", f"the bridge ({self._bridge_owner}) did not answer the sync")
+
+    async def sync_once(self, on_action: OnAction, *, dry_run: bool = False) -> SyncReport:
+        """One reconciliation: by this process if nobody runs the bridge, else by whoever does."""
+        await self._get_matrix()
+        if dry_run:
+            return await self.sync(dry_run=True)
+        lease = await self._store.take_lease(self._owner, rank=0, ttl_ms=10 * LEASE_MS)
+        if not lease.fence:
+            self._bridge_owner = lease.owner
+            return await self.sync()
+        try:
+            matrix = await self._get_matrix()
+            return await self._reconciler.sync(
+                decide=self._decide(matrix), fence=lease.fence, asked=True, on_action=on_action
+            )
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._store.release_lease(lease.fence)
+
+    # --- chat ------------------------------------------------------------------------------------
+
+    async def chat(self, agent: str, message: str, *, client: str = "", mirror: bool = True) -> str:
+        """Puts ``message`` on the lane of the agent (id or name). Returns the reply id.
+
+        From here on the message is durable: it is answered whoever waits, also after a restart.
+        """
+        if not message.strip():
+            raise Misuse("The message is empty. Say what the agent shall read.")
+        if len(message) > MESSAGE_LIMIT:
+            raise LimitExceeded("A message", MESSAGE_LIMIT, len(message), "characters")
+        found = await self._directory.resolve(agent)
+        mapping = await self._store.find_mapping(found.id) if self.matrix else None
+        items = chat_items(
+            found.id, mapping, message, client=client, mirror=mirror, key=secrets.token_hex(12),
+            agent_name=found.name,
+        )  # fmt: skip
+        return (await self._mailbox.put(items))[0]
+
+    async def wait_reply(
+        self, reply_id: str, wait_s: float, on_progress: OnProgress | None = None
+    ) -> ReplyView:
+        """Where a chat stands, at the latest after ``wait_s`` seconds; sooner if it has ended.
+
+        ``on_progress`` gets what the agent says meanwhile, piece by piece (about one a second).
+        Cancelling it stops the waiting, not the work. Raises NotFound.
+        """
+        item_id = ItemId(reply_id)
+        deadline = time.monotonic() + wait_s
+        told, _ = self._spoken.get(item_id, (0, ""))
+        while True:
+            left_s = max(0.0, deadline - time.monotonic())
+            item = await self._mailbox.wait_ended(item_id, min(left_s, 1.0))
+            ended = item.state in (ItemState.DONE, ItemState.PARKED)
+            if ended or left_s <= 0:
+                break
+            count, tail = self._spoken.get(item_id, (0, ""))
+            if on_progress and count > told:
+                await on_progress(tail[-(count - told) :])
+                told = count
+        if item.kind is not ItemKind.TURN:
+            raise Misuse("This id is not a reply id. Use the one that chat_with_agent gave.")
+        result = item.result or {}
+        return ReplyView(
+            reply_id=item.id,
+            status=("complete" if item.state is ItemState.DONE else "failed")
+            if ended
+            else "pending",
+            agent_id=item.payload["agent_id"],
+            agent_name=item.payload.get("agent_name", ""),
+            reply=str(result.get("text", "")),
+            reason=item.reason if item.state is not ItemState.DONE else "",
+            place_in_lane=0 if ended else await self._store.place_in_lane(item),
+        )
+
+    def _note_progress(self, item_id: ItemId, piece: str) -> None:
+        count, tail = self._spoken.pop(item_id, (0, ""))
+        self._spoken[item_id] = (count + len(piece), (tail + piece)[-TAIL_CHARS:])
+        while len(self._spoken) > ANSWERS_FOLLOWED:
+            self._spoken.popitem(last=False)
+
+    # --- memory ----------------------------------------------------------------------------------
+
+    async def get_memory(self, agent: str, label: str = "") -> tuple[Agent, list[Block]]:
+        """All blocks of an agent (id or name), or the one called ``label``."""
+        found = await self._directory.resolve(agent)
+        return found, await self._directory.blocks(found.id, label)
+
+    async def update_memory(
+        self, agent: str, label: str, value: str, *,
+        replace_text: str = "", expected_revision: str = "", force: bool = False,
+    ) -> tuple[Agent, Block]:  # fmt: skip
+        """Writes a block and returns it as it is then. Refuses a lost update, an overlong value
+        and, without ``force``, a block that is read-only."""
+        found = await self._directory.resolve(agent)
+        async with self._edits:  # ours must not overtake each other between reading and writing
+            block = (await self._directory.blocks(found.id, label))[0]
+            edited = block_after_edit(block, value, replace_text, expected_revision, force)
+            if edited == block.value:
+                return found, block
+            return found, await (await self.letta.get()).write_block(found.id, label, edited)
+
+    # --- health ----------------------------------------------------------------------------------
+
+    async def health(self) -> dict[str, Any]:
+        """The truth in one look: ``status`` is ``ok`` only if a message could pass right now."""
+        letta_problem = str(self.letta.error) if self.letta.error else ""
+        matrix_problem = ""
+        if self.matrix:
+            matrix_problem = str(self.matrix.error) if self.matrix.error else self._intake.problem
+        holder = await self._store.get_lease()
+        problem = letta_problem or matrix_problem or ("" if holder else "nobody runs the bridge")
+        return {
+            "status": "degraded" if problem else "ok",
+            "letta": letta_problem or "ok",
+            "matrix": (matrix_problem or "ok") if self.matrix else "not configured",
+            "bridge": {
+                "runs_here": bool(holder and holder.owner == self._owner),
+                "owner": holder.owner if holder else "",
+            },
+            "items": await self._store.count_items(),
+            "last_sync": self._last_sync,
+            "uptime_s": round(time.time() - self._started_s),
+        }
+
+    # --- the loops -------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keeps the services connected and the bridge running until cancelled."""
+        async with anyio.create_task_group() as loops:
+            loops.start_soon(self.letta.run)
+            if self.matrix:
+                loops.start_soon(self.matrix.run)
+            loops.start_soon(self._run_bridge)
+
+    async def run_links(self) -> None:
+        """Keeps the services connected and nothing else: for commands that run and end."""
+        async with anyio.create_task_group() as loops:
+            loops.start_soon(self.letta.run)
+            if self.matrix:
+                loops.start_soon(self.matrix.run)
+
+    async def _run_bridge(self) -> None:
+        while True:
+            # A process with Matrix may replace one without: only it can do all the work.
+            lease = await self._store.take_lease(
+                self._owner, rank=2 if self.matrix else 1, ttl_ms=LEASE_MS
+            )
+            if lease.owner != self._bridge_owner:
+                self._bridge_owner = lease.owner
+                log.info(
+                    "bridge_owner_changed", extra={"owner": lease.owner, "us": bool(lease.fence)}
+                )
+            if not lease.fence:
+                await self._store.wait_changed(LEASE_MS / 1000 / 3)
+                continue
+            try:
+                await self._hold_bridge(lease.fence)
+            except* LeaseLost as lost:
+                log.warning("lease_lost", extra={"reason": str(lost.exceptions[0])})
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._store.release_lease(lease.fence)
+
+    async def _hold_bridge(self, fence: int) -> None:
+        in_flight = {ItemKind.TURN: self.config.max_turns}
+        if self.matrix:
+            in_flight[ItemKind.POST] = POSTS_IN_FLIGHT
+        async with anyio.create_task_group() as loops:
+            loops.start_soon(self._run_renewal, fence)
+            relay = Relay(
+                self._store, self.letta.get, self._get_matrix, loops,
+                fence=fence, on_progress=self._note_progress,
+            )  # fmt: skip
+            loops.start_soon(
+                partial(self._mailbox.run_worker, relay, fence=fence, in_flight=in_flight)
+            )
+            if self.matrix:
+                loops.start_soon(self._run_matrix, self.matrix, fence)
+
+    async def _run_renewal(self, fence: int) -> None:
+        while True:
+            await anyio.sleep(LEASE_MS / 1000 / 3)
+            await self._store.renew_lease(fence, LEASE_MS)
+
+    async def _run_matrix(self, service: Service[Matrix], fence: int) -> None:
+        """Reads the rooms and keeps them in step, from when the homeserver can be reached."""
+        matrix = await service.wait()
+        decide_here = self._decide(matrix)
+        async with anyio.create_task_group() as loops:
+            loops.start_soon(
+                partial(
+                    run_intake, self._store, matrix, decide_here, fence=fence, state=self._intake
+                )
+            )
+            loops.start_soon(self._run_sync, decide_here, fence)
+
+    async def _run_sync(self, decide_here: Decide, fence: int) -> None:
+        next_s = 0.0
+        while True:
+            changed = self._store.changed
+            requests = await self._store.pending_sync_requests()
+            if requests or time.monotonic() >= next_s:
+                await self._sync_and_record(requests, decide_here, fence)
+                next_s = time.monotonic() + self.config.sync_interval_s
+                continue
+            with anyio.move_on_after(next_s - time.monotonic()):
+                await changed.wait()
+                await anyio.sleep(0.1)  # one look for a burst of commits
+
+    async def _sync_and_record(self, requests: list[int], decide_here: Decide, fence: int) -> None:
+        try:
+            report = await self._reconciler.sync(
+                decide=decide_here, fence=fence, asked=bool(requests)
+            )
+            text = _report.dump_json(report).decode()
+            self._last_sync = {
+                "at_s": round(time.time()),
+                "agents": report.agent_count,
+                "applied": len(report.applied),
+                "failures": [failure.reason for failure in report.failures][:20],
+                "duration_s": report.duration_s,
+            }
+        except (Unavailable, Rejected, Misuse) as error:
+            log.warning("sync_failed", extra={"reason": str(error)})
+            text = _dump_error(error)
+            self._last_sync = {"at_s": round(time.time()), "error": str(error)}
+        await self._store.finish_sync_requests(requests, text, fence)
+
+    def _decide(self, matrix: Matrix) -> Decide:
+        return partial(decide, is_ghost=matrix.is_ghost)
+
+
+@asynccontextmanager
+async def open_app(config: Config, *, bridge: bool = True) -> AsyncIterator[App]:
+    """The app with its loops running; without ``bridge`` it only keeps the services connected.
+
+    Raises:
+        ConfigError: the registration file is missing or wrong.
+        Rejected: the store cannot be opened.
+    """
+    registration = None
+    if config.has_matrix and config.matrix_registration:
+        registration = load_registration(config.matrix_registration)
+    async with open_store(config.store_path) as store:
+        app = App(config, store, registration)
+        async with background(app.run if bridge else app.run_links):
+            yield app
+
+
+@asynccontextmanager
+async def _open_checked_matrix(config: Config, registration: Registration) -> AsyncIterator[Matrix]:
+    async with open_matrix(config, registration) as matrix:
+        info = await matrix.check()
+        log.info("homeserver_checked", extra={"hub": info.whoami, "spec": info.versions[-1:]})
+        yield matrix
+
+
+def _never(*_: object) -> Any:
+    raise AssertionError("a dry run decides nothing")
+
+
+def _dump_error(error: HomeroomError) -> str:
+    import json
+
+    if isinstance(error, Unavailable):
+        return json.dumps({"unavailable": error.service, "reason": error.reason})
+    return json.dumps({"refused": str(error)})
+
+
+def _read_report(text: str) -> SyncReport:
+    import json
+
+    data = json.loads(text)
+    if "unavailable" in data:
+        raise Unavailable(data["unavailable"], data["reason"])
+    if "refused" in data:
+        raise Misuse(data["refused"])
+    return _report.validate_python(data)

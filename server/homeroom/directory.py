@@ -1,0 +1,157 @@
+"""Which agents there are, by id or name, and what is in their memory.
+
+Owns finding an agent from what a person or a model calls it, paging, and the rules of editing a
+memory block. Keeps the last list for seconds only: Letta is the truth.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import time
+from collections.abc import Awaitable, Callable
+
+from homeroom.config import Config
+from homeroom.errors import Ambiguous, Conflict, LimitExceeded, Misuse, NotFound
+from homeroom.letta import Letta
+from homeroom.model import Agent, AgentId, AgentPage, AgentView, Block, Mapping, ghost_localpart
+from homeroom.plan import alias_of
+from homeroom.store import Store
+
+FRESH_S = 30.0
+"""How long a list is good enough to find a known agent in, or to turn a page of."""
+CANDIDATES = 5
+
+
+class Directory:
+    """The agents of Letta joined with their homes in Matrix."""
+
+    def __init__(self, letta: Callable[[], Awaitable[Letta]], store: Store, config: Config) -> None:
+        self._letta, self._store, self._config = letta, store, config
+        self._known: list[Agent] = []
+        self._known_at_s = float("-inf")
+
+    async def page(self, query: str, limit: int, cursor: str) -> AgentPage:
+        """Agents with ``query`` in their name, id, description or tags, by name, after ``cursor``.
+
+        Raises Misuse (a cursor that is none of ours), Unavailable, Rejected.
+        """
+        after = _read_cursor(cursor) if cursor else None
+        agents = await self._list(fresh=not cursor)
+        wanted = query.strip().casefold()
+        found = sorted((a for a in agents if _matches(a, wanted)), key=_order)
+        rest = [a for a in found if after is None or _order(a) > after]
+        mappings = await self._store.list_mappings()
+        more = len(rest) > limit
+        return AgentPage(
+            agents=tuple(self._view(a, mappings.get(a.id)) for a in rest[:limit]),
+            total=len(found),
+            next_cursor=_write_cursor(rest[limit - 1]) if more else "",
+        )
+
+    async def resolve(self, name: str) -> Agent:
+        """The agent with that id or name (exactly, else regardless of case).
+
+        Raises NotFound with the nearest names, Ambiguous with the ids.
+        """
+        name = name.strip()
+        for fresh in (False, True):
+            agents = await self._list(fresh=fresh)
+            for same in (
+                [a for a in agents if a.id == name],
+                [a for a in agents if a.name == name],
+                [a for a in agents if a.name.casefold() == name.casefold()],
+            ):
+                if len(same) == 1:
+                    return same[0]
+                if same and fresh:
+                    raise Ambiguous("agent", name, sorted(a.id for a in same))
+                if same:
+                    break
+        names = sorted({a.name for a in agents})
+        near = difflib.get_close_matches(name, names, CANDIDATES, 0.4) or names[:CANDIDATES]
+        raise NotFound("agent", name, near)
+
+    async def blocks(self, agent_id: AgentId, label: str = "") -> list[Block]:
+        """All blocks, or the one called ``label``. Raises NotFound with the labels there are."""
+        blocks = await (await self._letta()).list_blocks(agent_id)
+        if not label:
+            return blocks
+        found = [block for block in blocks if block.label == label]
+        if not found:
+            raise NotFound("memory block", label, [block.label for block in blocks])
+        return found
+
+    async def _list(self, *, fresh: bool) -> list[Agent]:
+        if fresh or time.monotonic() - self._known_at_s > FRESH_S:
+            self._known = await (await self._letta()).list_agents()
+            self._known_at_s = time.monotonic()
+        return self._known
+
+    def _view(self, agent: Agent, mapping: Mapping | None) -> AgentView:
+        if not self._config.has_matrix:
+            return AgentView(agent, "", "", "", "no_matrix")
+        server = self._config.matrix_server_name
+        alias = alias_of(agent.id, server)
+        ghost = f"@{ghost_localpart(agent.id)}:{server}"
+        if mapping is None:
+            return AgentView(agent, ghost, "", alias, "not_synced")
+        room_id = mapping.room_id or ""
+        if mapping.problem:
+            return AgentView(agent, ghost, room_id, alias, "failing", mapping.problem)
+        home = mapping.room_id and mapping.hub_joined
+        return AgentView(agent, ghost, room_id, alias, "home" if home else "moving_in")
+
+
+def block_after_edit(
+    block: Block, value: str, replace_text: str, expected_revision: str, force: bool
+) -> str:
+    """The new value of ``block``; pure. ``limit`` is checked here because Letta does not.
+
+    Raises Conflict, LimitExceeded, Misuse.
+    """
+    if block.read_only and not force:
+        raise Misuse(
+            f"The memory block {block.label!r} is read-only. Nothing was written; pass force=true"
+            " if it shall be changed all the same."
+        )
+    if expected_revision and expected_revision != block.revision:
+        raise Conflict(f"The memory block {block.label!r}", expected_revision, block.revision)
+    if replace_text:
+        count = block.value.count(replace_text)
+        if count != 1:
+            raise Misuse(
+                f"replace_text occurs {count} times in the memory block {block.label!r}; it must"
+                " occur exactly once. Nothing was written; read the block and quote more of it."
+            )
+        value = block.value.replace(replace_text, value)
+    if block.limit and len(value) > block.limit:
+        raise LimitExceeded(
+            f"The memory block {block.label!r}", block.limit, len(value), "characters"
+        )
+    return value
+
+
+def _matches(agent: Agent, wanted: str) -> bool:
+    if not wanted:
+        return True
+    texts = (agent.name, agent.id, agent.description, *agent.tags)
+    return any(wanted in text.casefold() for text in texts)
+
+
+def _order(agent: Agent) -> tuple[str, str]:
+    return agent.name.casefold(), agent.id
+
+
+def _write_cursor(agent: Agent) -> str:
+    return base64.urlsafe_b64encode("\0".join(_order(agent)).encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str) -> tuple[str, str]:
+    try:
+        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+        name, agent_id = text.rsplit("\0", 1)
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        raise Misuse("This cursor is not one that list_agents gave. Begin without one.") from None
+    return name, agent_id

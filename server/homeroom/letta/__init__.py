@@ -1,0 +1,91 @@
+"""Letta behind one narrow protocol, with two real back ends and one proxy.
+
+Owns Letta's wire: nothing outside this package knows a path, a frame or a header of Letta. The
+back ends do not retry, do not queue and keep no state that a restart would miss; whoever calls
+them serialises turns per conversation (Letta does not).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from homeroom.config import Config
+from homeroom.model import Agent, AgentId, Block, Capabilities, ConversationId, Turn
+
+OnDelta = Callable[[str], None]
+"""Called with each piece of the agent's answer as it arrives; must not block."""
+
+
+class Letta(Protocol):
+    """What Homeroom asks of Letta. Every method may raise ``Unavailable`` (not delivered) and
+    ``Rejected`` (a person must act, e.g. a wrong token)."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    async def list_agents(self) -> list[Agent]:
+        """All agents, every page, without duplicates. A list that breaks off half way raises."""
+
+    async def get_agent(self, agent_id: AgentId) -> Agent:
+        """Raises NotFound."""
+
+    async def open_conversation(self, agent_id: AgentId, title: str) -> ConversationId | None:
+        """A new isolated context of the agent; None where the back end has none."""
+
+    async def turn(
+        self,
+        agent_id: AgentId,
+        text: str,
+        *,
+        conversation: ConversationId | None,
+        key: str,
+        on_delta: OnDelta | None = None,
+    ) -> Turn:
+        """Runs the agent on ``text`` until it stops, however long that takes.
+
+        ``key`` identifies the message (at most 64 characters); a back end that deduplicates runs
+        it once however often it is sent. Cancelling the call cancels the wait, not the agent.
+
+        Raises:
+            NotFound: the agent or the conversation is gone.
+            Unavailable: nothing was delivered (could not connect, or the model is down).
+            Rejected: Letta or its model refused, a person must act.
+            Uncertain: the answer was lost after the message had been sent, or the agent was
+                silent for longer than the configured limit.
+        """
+
+    async def find_turn(
+        self, agent_id: AgentId, *, conversation: ConversationId | None, key: str, text: str
+    ) -> Turn | None:
+        """The finished turn of a message sent earlier with ``key``, waiting for one that is still
+        running; None if Letta never took it (or it failed and left no trace), so that sending it
+        (again) is safe.
+
+        Raises:
+            Uncertain: it cannot be known.
+        """
+
+    async def cancel(self, agent_id: AgentId, conversation: ConversationId | None) -> bool:
+        """Stops the running turn. Returns whether there was one."""
+
+    async def list_blocks(self, agent_id: AgentId) -> list[Block]:
+        """Raises NotFound (agent), Unsupported (no memory on this back end)."""
+
+    async def write_block(self, agent_id: AgentId, label: str, value: str) -> Block:
+        """The block as it is afterwards. Raises NotFound (agent or label), Unsupported."""
+
+
+@asynccontextmanager
+async def open_letta(config: Config) -> AsyncIterator[Letta]:
+    """The back end that the configuration names, or the one that ``auto`` finds.
+
+    Raises:
+        Unavailable: nothing answers at the URL.
+        ConfigError: something answers that is no Letta.
+    """
+    from homeroom.letta.probe import connect
+
+    async with connect(config) as letta:
+        yield letta

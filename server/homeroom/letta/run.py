@@ -1,0 +1,163 @@
+"""One message under way on an App Server: its text, and how it ended.
+
+Pure: events in, a turn out. Invariant: only what belongs to the message's own runs counts, however
+many others speak in the same conversation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from homeroom.errors import Rejected, Unavailable
+from homeroom.letta import OnDelta
+from homeroom.model import Json, Turn
+
+_IDLE = "WAITING_ON_INPUT"
+_FAILED = ("error", "llm_api_error")
+_PASSING = ("408", "409", "425", "429")
+"""Client errors of a model's API that go away by themselves."""
+_WORDS = re.compile(r"[A-Za-z ,.'-]{1,60}")
+"""What a failure without a status looks like: "terminated", "Connection error."."""
+
+
+@dataclass(slots=True)
+class LoopState:
+    """What a conversation is doing, by the server's own replay."""
+
+    busy: bool = False
+    queued: tuple[str, ...] = ()
+    runs: dict[str, list[str]] = field(default_factory=dict)
+    """The message ids that each recent run took."""
+
+    def see(self, event: Json) -> None:
+        if event["type"] == "update_loop_status":
+            status = event["loop_status"]
+            self.busy = status.get("status") != _IDLE
+            self.runs.update(status.get("client_message_ids_by_run_id") or {})
+        elif event["type"] == "update_queue":
+            self.queued = tuple(str(item["client_message_id"]) for item in event["queue"])
+
+
+class Run:
+    """Collects the text of one message's answer and notices its end.
+
+    Several messages may share a run (the server coalesces what waits in its queue), and one
+    message may take several runs (one per step, and one more per repeated model call).
+    """
+
+    def __init__(
+        self,
+        message_id: str,
+        on_delta: OnDelta | None = None,
+        runs: Mapping[str, list[str]] | None = None,
+    ) -> None:
+        self.id = message_id
+        self.consumer_id = consumer_id(message_id)
+        self.begun = False
+        """The server was seen working in this conversation."""
+        self.ended = ""
+        """The stop reason, once there is one."""
+        self.aborted = False
+        """Cancelled; it ends when the model lets go of it, which may be never."""
+        self._on_delta: Callable[[str], None] = on_delta or (lambda _: None)
+        self._runs: set[str] = set()
+        self._texts: dict[tuple[str, str], str] = {}
+        self._error = ""
+        self._run_id = ""
+        self._claim(runs or {})
+
+    def see(self, event: Json) -> None:
+        """Takes notice of one event of the conversation."""
+        match event["type"]:
+            case "stream_delta":
+                self.begun = True
+                self._see_delta(event)
+            case "update_loop_status":
+                status = event["loop_status"]
+                self.begun = self.begun or status.get("status") != _IDLE
+                self._claim(status.get("client_message_ids_by_run_id") or {})
+            case "update_queue":
+                waiting = [item["client_message_id"] for item in event["queue"]]
+                self.begun = self.begun or self.id in waiting
+            case "turn_finished":
+                self._see_end(event)
+            case "abort_message_response" if event.get("aborted"):
+                self.aborted = True
+
+    def _claim(self, ids_by_run: Mapping[str, list[str]]) -> None:
+        self._runs.update(run for run, ids in ids_by_run.items() if self.id in ids)
+
+    def _see_delta(self, event: Json) -> None:
+        delta = event["delta"]
+        run, kind = str(delta.get("run_id") or ""), delta.get("message_type")
+        if event.get("subagent_id") or (run and run not in self._runs):
+            return
+        if kind == "assistant_message":
+            piece = text_of(delta.get("content"))
+            place = (run, str(delta.get("id")))
+            self._texts[place] = self._texts.get(place, "") + piece
+            if piece:
+                self._on_delta(piece)
+        elif kind in ("error_message", "loop_error"):
+            told = delta.get("api_error") or delta
+            self._error = str(told.get("detail") or told.get("message") or "") or self._error
+            # The server repeats the call; what the broken one said is not part of the answer.
+            self._texts = {at: text for at, text in self._texts.items() if at[0] != run}
+
+    def _see_end(self, event: Json) -> None:
+        run = str(event.get("run_id") or "")
+        if self.consumer_id in event.get("terminal_consumer_ids", ()) or (
+            run and run in self._runs
+        ):
+            self.ended, self._run_id = str(event.get("stop_reason") or "end_turn"), run
+            self._error = self._error or str(event.get("error") or "")
+
+    @property
+    def failed(self) -> bool:
+        return self.ended in _FAILED
+
+    def result(self) -> Turn:
+        """The finished turn.
+
+        Raises:
+            Unavailable: the model failed; the same message may work later.
+            Rejected: the model refused for a reason that time does not change.
+        """
+        if self.failed:
+            raise model_error(self._error)
+        return Turn(joined(self._texts.values()), self.ended, self._run_id)
+
+
+def consumer_id(message_id: str) -> str:
+    """The name under which the end of a message's turn is told: the server takes only some
+    characters there, and does not answer at all to others."""
+    return "homeroom-" + hashlib.sha256(message_id.encode()).hexdigest()[:32]
+
+
+def model_error(error: str) -> Unavailable | Rejected:
+    """A language model's error as the server quotes it: ``401: {...}``, or a few words. The
+    provider's own message stays out: it may quote the conversation or a key."""
+    if "already has an active run" in error:
+        return Unavailable("letta", "another turn is running in this conversation", 1.0)
+    status = re.match(r"\D{0,60}\b([45]\d\d)\b", error)
+    if status is None:
+        return Unavailable("model", error if _WORDS.fullmatch(error) else "")
+    reason = f"it answered HTTP {status[1]}"
+    if status[1] < "500" and status[1] not in _PASSING:
+        return Rejected("model", reason, status[1])
+    return Unavailable("model", reason)
+
+
+def text_of(content: object) -> str:
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else ()
+    return "".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
+
+
+def joined(texts: Iterable[str]) -> str:
+    """The messages of one answer as one text; a step that only called a tool says nothing."""
+    return "\n\n".join(text for text in (text.strip() for text in texts) if text)

@@ -1,0 +1,178 @@
+"""The durable hand-over: writers put items on lanes, the worker takes them one lane at a time.
+
+Owns the order of work and what becomes of an item whose work fails. Knows neither Letta nor
+Matrix: what to do with an item is the courier's business. Invariants: a lane is worked strictly
+in order, one item at a time; an item that was accepted ends as done or parked, never as nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import anyio
+import anyio.abc
+
+from homeroom.errors import HomeroomError, LeaseLost, Unavailable, Uncertain
+from homeroom.model import Item, ItemId, ItemKind, ItemState, Json, NewItem
+from homeroom.retry import pause_s
+from homeroom.store import Store
+
+log = logging.getLogger(__name__)
+
+POSTS_IN_FLIGHT = 8
+"""More requests at once do not make a homeserver faster (measured on Synapse)."""
+GIVE_UP_AFTER_S = 3600.0
+"""An item whose service stays away longer is parked, and whoever sent it is told."""
+UNCERTAIN_LIMIT = 5
+"""So often an answer may get lost before a person must look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the work on an item came to, and the items that follow from it."""
+
+    result: Json
+    then: Sequence[NewItem] = ()
+
+
+class Courier(Protocol):
+    """Who carries items out. Raises the errors of ``homeroom.errors``."""
+
+    async def deliver(self, item: Item) -> Outcome: ...
+
+    def on_delay(self, item: Item, error: HomeroomError) -> Sequence[NewItem]:
+        """What to tell whom when an item has to wait for a service. Pure."""
+
+    def on_parked(self, item: Item, reason: str, *, delivered: bool) -> Sequence[NewItem]:
+        """What to tell whom when an item was given up. Pure."""
+
+
+class Mailbox:
+    """Lanes of items over the store, and the worker of the process that holds the lease."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def put(self, items: Sequence[NewItem]) -> list[ItemId]:
+        """Accepts items durably; a known dedupe key gives the item it has already."""
+        return await self._store.put(items)
+
+    async def get(self, item_id: ItemId) -> Item:
+        """Raises NotFound."""
+        return await self._store.get_item(item_id)
+
+    async def wait_ended(self, item_id: ItemId, timeout_s: float) -> Item:
+        """The item, as soon as it is done or parked, or as it stands after ``timeout_s``."""
+        deadline = anyio.current_time() + timeout_s
+        while True:
+            changed = self._store.changed
+            item = await self._store.get_item(item_id)
+            left_s = deadline - anyio.current_time()
+            if item.state in (ItemState.DONE, ItemState.PARKED) or left_s <= 0:
+                return item
+            with anyio.move_on_after(left_s):
+                await changed.wait()
+
+    async def run_worker(
+        self, courier: Courier, *, fence: int, in_flight: dict[ItemKind, int]
+    ) -> None:
+        """Works items until cancelled, at most ``in_flight`` of each kind at once.
+
+        Raises LeaseLost when another process has taken over: nothing more may be written.
+        """
+        slots = dict(in_flight)
+        freed = anyio.Event()
+
+        async def work(item: Item) -> None:
+            nonlocal freed
+            try:
+                await self._work(item, courier, fence)
+            finally:
+                slots[item.kind] += 1
+                freed.set()
+                freed = anyio.Event()
+
+        async with anyio.create_task_group() as workers:
+            while True:
+                changed, slot = self._store.changed, freed
+                kinds = [kind for kind, free in slots.items() if free]
+                item = await self._store.claim(kinds, fence) if kinds else None
+                if item:
+                    slots[item.kind] -= 1
+                    workers.start_soon(work, item)
+                    continue
+                due_ms = await self._store.next_due_ms(kinds) if kinds else None
+                wait_s = max(0.0, due_ms / 1000 - time.time()) if due_ms else 60.0
+                await _first_of(wait_s, changed, slot)
+
+    async def _work(self, item: Item, courier: Courier, fence: int) -> None:
+        """Carries one item out and writes down what came of it. One sick item harms no other."""
+        try:
+            outcome = await courier.deliver(item)
+        except LeaseLost:
+            raise
+        except Unavailable as error:
+            # What an earlier claim left open stays open: the service being away proves nothing.
+            await self._put_off(item, error, courier, fence, delivered=item.begun)
+        except Uncertain as error:
+            await self._put_off(item, error, courier, fence, delivered=True)
+        except HomeroomError as error:
+            await self._park(item, str(error), courier, fence, delivered=False)
+        except Exception:
+            incident = secrets.token_hex(4)
+            log.exception("item_work_failed", extra={"item_id": item.id, "incident": incident})
+            reason = f"a fault in Homeroom, incident {incident}; its log has the rest"
+            await self._park(item, reason, courier, fence, delivered=True)
+        else:
+            await self._store.finish(
+                item, ItemState.DONE, fence=fence, result=outcome.result, then=outcome.then
+            )
+
+    async def _put_off(
+        self, item: Item, error: Unavailable | Uncertain, courier: Courier, fence: int,
+        *, delivered: bool,
+    ) -> None:  # fmt: skip
+        age_s = time.time() - item.created_ms / 1000
+        lost_often = isinstance(error, Uncertain) and item.attempts >= UNCERTAIN_LIMIT
+        hopeless = age_s > GIVE_UP_AFTER_S or lost_often
+        if hopeless:
+            await self._park(item, str(error), courier, fence, delivered=delivered)
+            return
+        after_s = error.retry_after_s if isinstance(error, Unavailable) else None
+        await self._store.retry(
+            item,
+            fence=fence,
+            delay_ms=int(pause_s(item.attempts + 1, after_s) * 1000),
+            reason=str(error),
+            delivered=delivered,
+            then=courier.on_delay(item, error),
+        )
+
+    async def _park(
+        self, item: Item, reason: str, courier: Courier, fence: int, *, delivered: bool
+    ) -> None:
+        await self._store.finish(
+            item,
+            ItemState.PARKED,
+            fence=fence,
+            reason=reason,
+            then=courier.on_parked(item, reason, delivered=delivered),
+        )
+
+
+async def _first_of(timeout_s: float, *events: anyio.Event) -> None:
+    """Returns when the first event is set, at the latest after ``timeout_s``."""
+    with anyio.move_on_after(timeout_s):
+        async with anyio.create_task_group() as waiters:
+
+            async def wait(event: anyio.Event) -> None:
+                await event.wait()
+                waiters.cancel_scope.cancel()
+
+            for event in events:
+                waiters.start_soon(wait, event)

@@ -1,0 +1,340 @@
+"""Ghosts, rooms, posts and the hub's sync, over one appservice token.
+
+Owns every request to the homeserver. Knows nothing of agents, mailboxes or the store. Ghosts never
+log in and have no secret of their own, so it works on servers that delegate authentication too.
+Invariant: every request may be repeated (``ensure_``, fixed transaction ids, one alias per room),
+and everything that goes wrong is an error of ``homeroom.errors``.
+
+nio takes a third of a second to import, so it is loaded by ``open_matrix`` and not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from homeroom.errors import Rejected, Unavailable
+from homeroom.matrix._rooms import MARKER_TYPE, initial_state, invitees, power_levels
+from homeroom.matrix._sync import read_batch
+from homeroom.model import HUB_LOCALPART, EventId, GhostId, Json, RoomId, RoomSpec, SyncBatch
+
+if TYPE_CHECKING:
+    from homeroom.config import Config, Registration
+    from homeroom.matrix._client import Wire
+
+__all__ = ["MARKER_TYPE", "Matrix", "ServerInfo", "open_matrix"]
+
+_NO_MATRIX = "what answers at HOMEROOM_MATRIX_URL does not speak Matrix"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What the homeserver said of itself and of us."""
+
+    versions: tuple[str, ...]
+    whoami: str
+    """The user our requests as the hub are taken for."""
+
+
+@asynccontextmanager
+async def open_matrix(config: Config, registration: Registration) -> AsyncIterator[Matrix]:
+    """The homeserver of ``config``, acted on with the token of ``registration``.
+
+    Makes no request; ``check`` does.
+    """
+    from homeroom.matrix._client import open_wire
+
+    token = registration.as_token.get_secret_value()
+    async with open_wire(config.matrix_url, token) as wire:
+        yield Matrix(wire, config.matrix_server_name, registration)
+
+
+class Matrix:
+    """The homeserver as Homeroom uses it. Use ``open_matrix``.
+
+    Every method may raise ``Unavailable`` (nothing happened, or repeating is harmless; 429 with
+    ``retry_after_s``) and ``Rejected`` (a person must act). Others are named where they occur.
+    """
+
+    def __init__(self, wire: Wire, server_name: str, registration: Registration) -> None:
+        self._wire = wire
+        self._registration = registration
+        self.server_name = server_name
+        self.hub = self.ghost_id(HUB_LOCALPART)
+
+    # --- names -----------------------------------------------------------------------------------
+
+    def ghost_id(self, localpart: str) -> GhostId:
+        """The Matrix id of the ghost with that localpart, whether it exists or not."""
+        return GhostId(f"@{localpart}:{self.server_name}")
+
+    def alias(self, localpart: str) -> str:
+        """The room alias with that localpart."""
+        return f"#{localpart}:{self.server_name}"
+
+    def is_ghost(self, user_id: str) -> bool:
+        """Whether we drive that user: any ghost, the hub, or the appservice's own sender."""
+        if not user_id.endswith(f":{self.server_name}"):
+            return False
+        return user_id == self._sender or self._registration.owns_user(user_id)
+
+    @property
+    def _sender(self) -> str:
+        return self.ghost_id(self._registration.sender_localpart)
+
+    # --- the server ------------------------------------------------------------------------------
+
+    async def check(self) -> ServerInfo:
+        """Proves that we can work here: right server, token accepted, names ours, hub present.
+
+        Registers the hub if it is missing; otherwise changes nothing.
+
+        Raises:
+            Rejected: with what to correct in the registration or the configuration.
+        """
+        versions = (await self._wire.ask("GET", ("_matrix", "client", "versions"))).get("versions")
+        sender = await self._whoami(None)
+        if sender != self._sender:
+            raise Rejected(
+                "matrix",
+                f"the as_token belongs to {sender[:255]}, not to {self._sender}. "
+                "HOMEROOM_MATRIX_SERVER_NAME must be the homeserver's server_name and "
+                "sender_localpart the one it has loaded",
+            )
+        alias = self.alias(HUB_LOCALPART)
+        if not (self.is_ghost(self.hub) and self._registration.owns_alias(alias)):
+            raise Rejected(
+                "matrix",
+                f"the registration's namespaces do not cover {self.hub} and {alias}. "
+                "Generate a new registration for this server name and install it",
+            )
+        await self.ensure_ghost(HUB_LOCALPART)
+        known = versions if isinstance(versions, list) else []
+        return ServerInfo(tuple(str(v) for v in known), await self._whoami(self.hub))
+
+    async def ping(self) -> int | None:
+        """Milliseconds the homeserver takes to reach us; None if it is told not to push.
+
+        Source: https://spec.matrix.org/v1.16/application-service-api/#pinging
+        """
+        path = ("_matrix", "client", "v1", "appservice", self._registration.id, "ping")
+        try:
+            answer = await self._wire.ask("POST", path, body={"transaction_id": "homeroom"})
+        except Rejected as refusal:
+            if refusal.code != "M_URL_NOT_SET":
+                raise
+            return None
+        duration_ms = answer.get("duration_ms")
+        return int(duration_ms) if isinstance(duration_ms, int | float) else 0
+
+    async def _whoami(self, ghost: GhostId | None) -> str:
+        path = ("_matrix", "client", "v3", "account", "whoami")
+        return _text(await self._wire.ask("GET", path, ghost=ghost), "user_id")
+
+    # --- ghosts ----------------------------------------------------------------------------------
+
+    async def ensure_ghost(self, localpart: str) -> GhostId:
+        """The ghost with that localpart, registered and with its device. Never logs in.
+
+        Source: https://spec.matrix.org/v1.16/application-service-api/#server-admin-style-permissions
+        """
+        ghost = self.ghost_id(localpart)
+        body = {
+            "type": "m.login.application_service",
+            "username": localpart,
+            "inhibit_login": True,
+        }
+        try:
+            await self._wire.ask("POST", ("_matrix", "client", "v3", "register"), body=body)
+        except Rejected as refusal:
+            if refusal.code == "M_EXCLUSIVE":
+                raise Rejected(
+                    "matrix",
+                    f"{ghost} is outside the user namespace of the registration it has loaded",
+                    refusal.code,
+                ) from None
+            if refusal.code != "M_USER_IN_USE":
+                raise
+        await self._wire.put_device(ghost)
+        return ghost
+
+    async def set_display_name(self, ghost: GhostId, name: str) -> None:
+        """Sets it; the rooms of the ghost follow within a second or so, in the background."""
+        await self._wire.call(ghost, lambda nio: nio.set_displayname(name))
+
+    async def get_display_name(self, ghost: GhostId) -> str:
+        """The ghost's display name; empty if it has none or does not exist."""
+        try:
+            # Asked as the hub: a ghost that does not exist may not ask.
+            answer = await self._wire.call(self.hub, lambda nio: nio.get_displayname(ghost))
+        except Rejected as refusal:
+            if refusal.code != "M_NOT_FOUND":
+                raise
+            return ""
+        name = answer.get("displayname")
+        return name if isinstance(name, str) else ""
+
+    # --- rooms -----------------------------------------------------------------------------------
+
+    async def find_room(self, alias: str) -> RoomId | None:
+        """The room that the alias points to, or None."""
+        try:
+            answer = await self._wire.call(self.hub, lambda nio: nio.room_resolve_alias(alias))
+        except Rejected as refusal:
+            if refusal.code != "M_NOT_FOUND":
+                raise
+            return None
+        return RoomId(_text(answer, "room_id"))
+
+    async def create_room(self, ghost: GhostId, spec: RoomSpec) -> RoomId:
+        """The room of ``spec``, created by ``ghost`` with everybody invited, in one request.
+
+        If the alias is taken (an earlier try that died, or whose answer was lost) the room it
+        points to is the result, and whoever it lacks is invited.
+
+        Raises:
+            Uncertain: the answer was lost; ``key`` is the alias, which makes a repeat safe.
+        """
+        from homeroom.matrix._client import PRIVATE, PRIVATE_CHAT
+
+        alias = self.alias(spec.alias_localpart)
+        guests = invitees(ghost, spec)
+        try:
+            answer = await self._wire.call(
+                ghost,
+                lambda nio: nio.room_create(
+                    visibility=PRIVATE,
+                    preset=PRIVATE_CHAT,
+                    alias=spec.alias_localpart,
+                    name=spec.name,
+                    topic=spec.topic,
+                    room_version=spec.version,
+                    invite=guests,
+                    initial_state=initial_state(spec),
+                    power_level_override=power_levels(ghost, spec),
+                ),
+                key=alias,
+            )
+        except Rejected as refusal:
+            room = await self.find_room(alias) if refusal.code == "M_ROOM_IN_USE" else None
+            if room is None:
+                raise
+            for user in guests:
+                await self.invite(ghost, room, user)
+            return room
+        return RoomId(_text(answer, "room_id"))
+
+    async def ensure_joined(self, ghost: GhostId, room_id: RoomId) -> None:
+        """Has the ghost join a room it was invited to; nothing if it is in it already."""
+        await self._wire.call(ghost, lambda nio: nio.join(room_id))
+
+    async def invite(self, ghost: GhostId, room_id: RoomId, user_id: str) -> None:
+        """Has ``ghost`` invite ``user_id``; one who is in the room or invited is left alone.
+
+        Raises:
+            Rejected: e.g. the ghost may not invite, or the user is banned.
+        """
+        try:
+            await self._wire.call(ghost, lambda nio: nio.room_invite(room_id, user_id))
+        except Rejected as refusal:
+            if refusal.code not in ("M_FORBIDDEN", "M_BAD_STATE"):
+                raise
+            # "Already there" and "not allowed" have the same code; only the membership tells.
+            member = await self.get_state(ghost, room_id, "m.room.member", user_id)
+            if (member or {}).get("membership") not in ("join", "invite"):
+                raise
+
+    async def set_name(self, ghost: GhostId, room_id: RoomId, name: str) -> None:
+        await self._put_state(ghost, room_id, "m.room.name", {"name": name})
+
+    async def set_topic(self, ghost: GhostId, room_id: RoomId, topic: str) -> None:
+        await self._put_state(ghost, room_id, "m.room.topic", {"topic": topic})
+
+    async def _put_state(self, ghost: GhostId, room_id: RoomId, type_: str, content: Json) -> None:
+        await self._wire.call(ghost, lambda nio: nio.room_put_state(room_id, type_, dict(content)))
+
+    async def get_state(
+        self, ghost: GhostId, room_id: RoomId, event_type: str, state_key: str = ""
+    ) -> dict[str, Any] | None:
+        """Content of a state event as ``ghost`` sees it; None if the room has no such event."""
+        try:
+            return await self._wire.call(
+                ghost, lambda nio: nio.room_get_state_event(room_id, event_type, state_key)
+            )
+        except Rejected as refusal:
+            if refusal.code != "M_NOT_FOUND":
+                raise
+            return None
+
+    async def joined_members(self, ghost: GhostId, room_id: RoomId) -> dict[str, str]:
+        """User id to display name (empty where there is none) of everybody in the room."""
+        answer = await self._wire.call(ghost, lambda nio: nio.joined_members(room_id))
+        joined = answer.get("joined")
+        if not isinstance(joined, dict):
+            raise Unavailable("matrix", _NO_MATRIX)
+        names = {
+            user: profile.get("display_name") if isinstance(profile, dict) else None
+            for user, profile in joined.items()
+        }
+        return {user: name if isinstance(name, str) else "" for user, name in names.items()}
+
+    # --- messages --------------------------------------------------------------------------------
+
+    async def post(
+        self,
+        ghost: GhostId,
+        room_id: RoomId,
+        content: Json,
+        txn_id: str,
+        event_type: str = "m.room.message",
+    ) -> EventId:
+        """Posts an event as ``ghost``; the same ``txn_id`` posts once, however often it is sent.
+
+        The key that goes out carries the ghost's localpart: a homeserver keeps transaction ids
+        per appservice, and two ghosts with the same one would swallow each other's messages. It
+        is safe to repeat for 24 hours, also across a crash of the homeserver.
+
+        Raises:
+            Uncertain: the answer was lost; ``key`` is the key that went out.
+        """
+        localpart = ghost.removeprefix("@").partition(":")[0]
+        key = f"{localpart}-{txn_id}"
+        answer = await self._wire.call(
+            ghost, lambda nio: nio.room_send(room_id, event_type, dict(content), key), key=key
+        )
+        return EventId(_text(answer, "event_id"))
+
+    async def set_typing(
+        self, ghost: GhostId, room_id: RoomId, on: bool, timeout_ms: int = 30_000
+    ) -> None:
+        """Shows or hides that the ghost is typing; it fades by itself after ``timeout_ms``."""
+        await self._wire.call(ghost, lambda nio: nio.room_typing(room_id, on, timeout_ms))
+
+    async def read_receipt(self, ghost: GhostId, room_id: RoomId, event_id: EventId) -> None:
+        """Shows that the ghost has read up to ``event_id``, threads or not."""
+        # nio names a thread in every receipt; one without covers the whole room.
+        path = ("_matrix", "client", "v3", "rooms", room_id, "receipt", "m.read", event_id)
+        await self._wire.ask("POST", path, ghost=ghost, body={})
+
+    async def sync(self, since: str, timeout_ms: int) -> SyncBatch:
+        """What the hub has seen since the cursor ``since``; waits up to ``timeout_ms`` for it.
+
+        Events come in order and without holes: what the homeserver leaves out of a busy room is
+        read page by page. A backlog of thousands is spread over several calls, each with a cursor
+        that knows the rest; within a room the order holds across calls. ``since`` empty is the
+        first sync: its events are each room's most recent ones, and it is for the caller to
+        decide what they mean. The events of a room that the hub has just joined reach back before
+        ``since``. Cancelling a call loses nothing.
+
+        Source: https://spec.matrix.org/v1.16/client-server-api/#syncing
+        """
+        return await read_batch(self._wire.ask, self.hub, since, timeout_ms)
+
+
+def _text(answer: Json, field: str) -> str:
+    value = answer.get(field)
+    if not isinstance(value, str):
+        raise Unavailable("matrix", _NO_MATRIX)
+    return value

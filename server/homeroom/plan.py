@@ -1,0 +1,121 @@
+"""What must change so that Matrix agrees with Letta. Pure: no clock, no I/O, no logging.
+
+Owns the order of steps and the names that rooms get. Laws (each held by a test): applying a plan
+leaves nothing to do; a crash after any prefix of it converges; the order of the input does not
+matter; what agrees is not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Mapping as Dict
+from dataclasses import dataclass, replace
+
+from homeroom.model import Action, Agent, AgentId, GhostId, Mapping, RoomId, ghost_localpart
+
+NAME_LIMIT = 120
+"""Characters of an agent's name that go into room names; Matrix allows 255 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the configuration wants of every agent's home."""
+
+    server_name: str
+    invite: tuple[str, ...] = ()
+    ask_again: bool = False
+    """Ask again what was refused for good: only when a person called for the sync."""
+
+
+def room_name(agent: Agent) -> str:
+    return f"{_short(agent.name) or agent.id} - Letta Agent Chat"
+
+
+def room_topic(agent: Agent) -> str:
+    return f"Chat with {_short(agent.name) or agent.id} (Letta Agent)"
+
+
+def display_name(agent: Agent) -> str:
+    return _short(agent.name) or agent.id
+
+
+def ghost_of(agent_id: AgentId, server_name: str) -> GhostId:
+    return GhostId(f"@{ghost_localpart(agent_id)}:{server_name}")
+
+
+def alias_of(agent_id: AgentId, server_name: str) -> str:
+    return f"#{ghost_localpart(agent_id)}:{server_name}"
+
+
+def new_mapping(agent: Agent, server_name: str) -> Mapping:
+    """The row of an agent for which nothing has been done yet."""
+    return Mapping(agent_id=agent.id, ghost=ghost_of(agent.id, server_name), agent_name=agent.name)
+
+
+def plan(agents: Iterable[Agent], mappings: Dict[AgentId, Mapping], policy: Policy) -> list[Action]:
+    """The actions still to do, agent by agent (in the order of their ids), each in its order."""
+    actions: list[Action] = []
+    for agent in sorted(agents, key=lambda a: a.id):
+        mapping = mappings.get(agent.id) or new_mapping(agent, policy.server_name)
+        actions += _plan_one(agent, mapping, policy)
+    return actions
+
+
+def _plan_one(agent: Agent, mapping: Mapping, policy: Policy) -> list[Action]:
+    actions: list[Action] = []
+
+    def do(kind: str, reason: str, value: str = "") -> None:
+        actions.append(Action(kind, agent.id, agent.name, reason, value))  # type: ignore[arg-type]
+
+    if not mapping.ghost_ready:
+        do("register_ghost", "the agent has no Matrix user", mapping.ghost)
+    if mapping.display_name != display_name(agent):
+        why = "the agent was renamed" if mapping.display_name else "the ghost has no name"
+        do("set_display_name", why, display_name(agent))
+    if not mapping.room_id:
+        do("create_room", "the agent has no room", alias_of(agent.id, policy.server_name))
+    if not mapping.hub_joined:
+        do("join_hub", "the hub reads every agent room")
+    refused = {person for person, _ in mapping.refused}
+    for person in policy.invite:
+        if person in mapping.invited or (person in refused and not policy.ask_again):
+            continue
+        if not mapping.room_id and person not in refused:
+            continue  # invited by the call that creates the room
+        do("invite_person", "belongs in every agent room", person)
+    return actions
+
+
+def with_new_room(mapping: Mapping, agent: Agent, policy: Policy, room_id: RoomId) -> Mapping:
+    """The row after the room was created: the same call set its name and invited everybody."""
+    return replace(
+        mapping,
+        room_id=room_id,
+        room_name=room_name(agent),
+        topic=room_topic(agent),
+        invited=frozenset(policy.invite),
+    )
+
+
+def apply_to_mapping(mapping: Mapping, action: Action, agent: Agent, policy: Policy) -> Mapping:
+    """The row after ``action`` succeeded (for a room that was created see ``with_new_room``)."""
+    match action.kind:
+        case "register_ghost":
+            return replace(mapping, ghost_ready=True)
+        case "set_display_name":
+            return replace(mapping, display_name=action.value, agent_name=agent.name)
+        case "create_room":
+            return mapping
+        case "join_hub":
+            return replace(mapping, hub_joined=True)
+        case "invite_person":
+            return replace(
+                mapping,
+                invited=mapping.invited | {action.value},
+                refused=tuple(pair for pair in mapping.refused if pair[0] != action.value),
+            )
+
+
+def _short(name: str) -> str:
+    flat = " ".join(name.split())
+    return flat if len(flat) <= NAME_LIMIT else flat[: NAME_LIMIT - 1] + "…"

@@ -1,0 +1,432 @@
+"""Room event -> item; item -> agent turn; answer -> item -> room post.
+
+Owns what is relayed, what is not and why, and every sentence that the bridge itself says in a
+room. Knows no wire format of Letta or nio. Invariants: an event becomes at most one turn and a
+turn at most one answer; what we caused ourselves is never relayed; whoever is not answered is
+told why.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Mapping as Dict
+from contextlib import suppress
+from html import escape
+from typing import Any
+
+import anyio
+import anyio.abc
+import nh3
+from markdown_it import MarkdownIt
+
+from homeroom.errors import HomeroomError, NotFound, Unavailable
+from homeroom.letta import Letta
+from homeroom.mailbox import Outcome
+from homeroom.matrix import Matrix
+from homeroom.model import (
+    AgentId,
+    ConversationId,
+    Decision,
+    GhostId,
+    Item,
+    ItemId,
+    ItemKind,
+    Json,
+    Mapping,
+    NewItem,
+    RoomEvent,
+    RoomId,
+    Turn,
+)
+from homeroom.store import Store
+
+PRIVATE_SCOPE = "private"
+"""The conversation of chats that no room sees."""
+CHUNK_CHARS = 12_000
+"""A longer answer becomes several events: one may have 65,536 bytes, and it holds the text twice.
+Source: https://spec.matrix.org/v1.16/client-server-api/#size-limits"""
+TYPING_MS = 30_000
+NOT_TEXT = frozenset({"m.image", "m.file", "m.audio", "m.video", "m.location"})
+
+_markdown = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable(
+    ["table", "strikethrough"]
+)
+_ALLOWED_TAGS = {
+    *("h1", "h2", "h3", "h4", "h5", "h6", "p", "br", "hr", "blockquote", "pre", "code"),
+    *("a", "b", "strong", "i", "em", "u", "s", "del", "ul", "ol", "li"),
+    *("table", "thead", "tbody", "tr", "th", "td"),
+}
+"""What Matrix clients are advised to show, less what no agent needs.
+Source: https://spec.matrix.org/v1.16/client-server-api/#mroommessage-msgtypes"""
+
+
+# --- decisions: pure ----------------------------------------------------------------------------
+
+
+def lane_of_turns(agent_id: AgentId, scope: str) -> str:
+    return f"agent:{agent_id}:{scope}"
+
+
+def lane_of_room(room_id: RoomId) -> str:
+    return f"room:{room_id}"
+
+
+def decide(
+    event: RoomEvent, mapping: Mapping, people_count: int, *, is_ghost: Callable[[str], bool]
+) -> Decision:
+    """What becomes of an event in an agent's room. Pure.
+
+    The homeserver accepts an event only from a member of the room, so whoever is heard is one.
+    Source: https://spec.matrix.org/v1.16/rooms/v11/#authorization-rules (rule 5).
+    """
+    if is_ghost(event.sender):
+        return Decision("echo: one of our own ghosts sent it")
+    if event.origin_server_ts_ms < mapping.heard_from_ms:
+        return Decision("too old: it was there before Homeroom took the room over")
+    if event.type == "m.room.encrypted":
+        notice = _notice_item(
+            mapping.ghost, event.room_id, event.id,
+            "This message was not delivered: it is encrypted, and agents cannot read encrypted"
+            " messages. Please write to me in a room without encryption.",
+            dedupe_key=f"encrypted:{event.room_id}",
+        )  # fmt: skip
+        return Decision("encrypted: agents cannot read it", (notice,))
+    kind = event.content.get("msgtype")
+    kind = kind if isinstance(kind, str) else ""
+    relation = event.content.get("m.relates_to")
+    relation = relation if isinstance(relation, dict) else {}
+    if kind == "m.notice":
+        return Decision("notice: programs speak so, and programs are not answered")
+    if relation.get("rel_type") == "m.replace":
+        return Decision("edit: only the first version of a message is delivered")
+    if kind in NOT_TEXT:
+        notice = _notice_item(
+            mapping.ghost, event.room_id, event.id,
+            "This was not delivered: I can only read text so far.",
+            dedupe_key=f"not-text:{event.id}",
+        )  # fmt: skip
+        return Decision(f"not text: {kind} is not relayed yet", (notice,))
+    text = _text_of(event.content)
+    if kind not in ("m.text", "m.emote") or not text.strip():
+        return Decision("empty: it has no text")
+    thread = relation.get("event_id") if relation.get("rel_type") == "m.thread" else None
+    turn = NewItem(
+        lane=lane_of_turns(mapping.agent_id, event.room_id),
+        kind=ItemKind.TURN,
+        payload={
+            "agent_id": mapping.agent_id,
+            "ghost": mapping.ghost,
+            "scope": event.room_id,
+            "text": f"* {text}" if kind == "m.emote" else text,
+            "sender": event.sender,
+            "name_sender": people_count > 1,
+            "room_id": event.room_id,
+            "event_id": event.id,
+            "thread": thread if isinstance(thread, str) else None,
+        },
+        dedupe_key=f"event:{event.id}",
+    )
+    return Decision("relayed", (turn,))
+
+
+def chat_items(
+    agent_id: AgentId,
+    mapping: Mapping | None,
+    message: str,
+    *,
+    client: str,
+    mirror: bool,
+    key: str,
+    agent_name: str = "",
+) -> list[NewItem]:
+    """The items of a message that a tool sends: the turn, and what the agent's room sees of it.
+
+    A mirrored chat belongs to the room's conversation: the room shows all that the agent was told
+    there. One that is not mirrored has a conversation of its own, so that nothing of it can
+    surface in the room.
+    """
+    room_id = mapping.room_id if mapping and mirror else None
+    scope = room_id or PRIVATE_SCOPE
+    turn = NewItem(
+        lane=lane_of_turns(agent_id, scope),
+        kind=ItemKind.TURN,
+        payload={
+            "agent_id": agent_id,
+            "ghost": mapping.ghost if mapping else "",
+            "scope": scope,
+            "text": message,
+            "agent_name": agent_name,
+            "client": client,
+            "mirror_room_id": room_id,
+        },
+        dedupe_key=f"chat:{key}",
+    )
+    if not (room_id and mapping):
+        return [turn]
+    label = f"**{_plain(client)}** over MCP:\n\n{message}"
+    return [turn, *_text_items(mapping.ghost, room_id, label, f"mirror:{key}", notice=True)]
+
+
+def reply_content(text: str, *, notice: bool, reply_to: str | None, thread: str | None) -> Json:
+    """An m.room.message with a plain and a sanitised HTML body."""
+    content: dict[str, Any] = {"msgtype": "m.notice" if notice else "m.text", "body": text}
+    html = to_html(text)
+    if html != f"<p>{escape(text, quote=False)}</p>":
+        content["format"], content["formatted_body"] = "org.matrix.custom.html", html
+    relation: dict[str, Any] = {}
+    if reply_to:
+        relation["m.in_reply_to"] = {"event_id": reply_to}
+    if thread:
+        relation |= {"rel_type": "m.thread", "event_id": thread, "is_falling_back": False}
+    if relation:
+        content["m.relates_to"] = relation
+    return content
+
+
+def to_html(markdown: str) -> str:
+    """Markdown as the HTML that Matrix clients show: links to the web, no images, no script."""
+    return nh3.clean(
+        _markdown.render(markdown),
+        tags=_ALLOWED_TAGS,
+        attributes={"a": {"href"}, "ol": {"start"}, "code": {"class"}},
+        url_schemes={"http", "https", "mailto", "matrix"},
+    ).strip()
+
+
+def split_text(text: str, limit: int = CHUNK_CHARS) -> list[str]:
+    """Pieces of at most ``limit`` characters, cut at a paragraph, a line or a space if possible."""
+    pieces: list[str] = []
+    while len(text) > limit:
+        cut = max(text.rfind(mark, limit // 2, limit) for mark in ("\n\n", "\n", " "))
+        cut = cut if cut > 0 else limit
+        pieces.append(text[:cut].rstrip())
+        text = text[cut:].lstrip()
+    return [*pieces, text]
+
+
+def _text_items(
+    ghost: str, room_id: str, text: str, dedupe_key: str, *, notice: bool = False,
+    reply_to: str | None = None, thread: str | None = None,
+) -> list[NewItem]:  # fmt: skip
+    return [
+        NewItem(
+            lane=lane_of_room(RoomId(room_id)),
+            kind=ItemKind.POST,
+            payload={
+                "ghost": ghost,
+                "room_id": room_id,
+                "content": reply_content(piece, notice=notice, reply_to=reply_to, thread=thread),
+            },
+            dedupe_key=dedupe_key if number == 0 else f"{dedupe_key}:{number}",
+        )
+        for number, piece in enumerate(split_text(text))
+    ]
+
+
+def _notice_item(
+    ghost: str, room_id: str, reply_to: str | None, text: str, *, dedupe_key: str,
+    thread: str | None = None,
+) -> NewItem:  # fmt: skip
+    return _text_items(
+        ghost, room_id, text, dedupe_key, notice=True, reply_to=reply_to, thread=thread
+    )[0]
+
+
+def _text_of(content: Json) -> str:
+    body = content.get("body")
+    if not isinstance(body, str):
+        return ""
+    relation = content.get("m.relates_to")
+    if isinstance(relation, dict) and "m.in_reply_to" in relation:
+        # Older clients quote what they answer above it; the agent has read that already.
+        # Source: https://spec.matrix.org/v1.12/client-server-api/#fallbacks-for-rich-replies
+        body = re.sub(r"\A(?:> .*\n)+\n?", "", body)
+    return body
+
+
+def _plain(label: str) -> str:
+    """A client's name for itself, harmless in Markdown."""
+    return re.sub(r"[^\w .\-+/]", "", label)[:60].strip() or "An MCP client"
+
+
+# --- effects ------------------------------------------------------------------------------------
+
+
+class Relay:
+    """Carries items out: the courier of the mailbox."""
+
+    def __init__(
+        self,
+        store: Store,
+        letta: Callable[[], Awaitable[Letta]],
+        matrix: Callable[[], Awaitable[Matrix]],
+        background: anyio.abc.TaskGroup,
+        *,
+        fence: int,
+        on_progress: Callable[[ItemId, str], None],
+    ) -> None:
+        self._store, self._fence = store, fence
+        self._letta, self._matrix = letta, matrix
+        self._background = background
+        self._on_progress = on_progress
+        self._whole_agent: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
+
+    async def deliver(self, item: Item) -> Outcome:
+        """Carries one item out; see ``Courier``."""
+        if item.kind is ItemKind.POST:
+            return await self._deliver_post(item)
+        return await self._deliver_turn(item)
+
+    async def _deliver_post(self, item: Item) -> Outcome:
+        matrix = await self._matrix()
+        event_id = await matrix.post(
+            GhostId(item.payload["ghost"]),
+            RoomId(item.payload["room_id"]),
+            item.payload["content"],
+            item.id,
+        )
+        return Outcome({"event_id": event_id})
+
+    async def _deliver_turn(self, item: Item) -> Outcome:
+        payload = item.payload
+        letta = await self._letta()
+        typing = anyio.CancelScope()
+        if room_id := payload.get("room_id") or payload.get("mirror_room_id"):
+            # In the background, so that its end does not hold up the answer.
+            self._background.start_soon(
+                self._show_typing, GhostId(payload["ghost"]), RoomId(room_id), typing
+            )
+        try:
+            if letta.capabilities.conversations:
+                turn = await self._turn(letta, item)
+            else:  # one context: two turns at once would lose one of them (measured on V1)
+                async with self._whole_agent[payload["agent_id"]]:
+                    turn = await self._turn(letta, item)
+        finally:
+            typing.cancel()
+        return Outcome({"text": turn.text, "stop_reason": turn.stop_reason}, _answers(item, turn))
+
+    async def _turn(self, letta: Letta, item: Item) -> Turn:
+        payload = item.payload
+        agent_id, scope = AgentId(payload["agent_id"]), payload["scope"]
+        text = await self._addressed(payload)
+        conversation = await self._ensure_conversation(letta, agent_id, scope)
+        if item.begun:
+            # An earlier attempt ended without a verdict: look before sending again.
+            turn = await letta.find_turn(
+                agent_id, conversation=conversation, key=item.key, text=text
+            )
+            if turn is not None:
+                return turn
+
+        def on_delta(piece: str) -> None:
+            self._on_progress(item.id, piece)
+
+        try:
+            return await letta.turn(
+                agent_id, text, conversation=conversation, key=item.key, on_delta=on_delta
+            )
+        except NotFound as error:
+            if error.kind != "conversation":
+                raise
+            # Somebody deleted the conversation in Letta: nothing was delivered, begin a new one.
+            conversation = await self._new_conversation(letta, agent_id, scope)
+            return await letta.turn(
+                agent_id, text, conversation=conversation, key=item.key, on_delta=on_delta
+            )
+
+    async def _addressed(self, payload: Json) -> str:
+        """The text as the agent gets it: with its sender where several people are in the room."""
+        text = str(payload["text"])
+        if not payload.get("name_sender"):
+            return text
+        sender = str(payload["sender"])
+        name = await self._store.display_name(RoomId(payload["room_id"]), sender)
+        return f"{_plain(name)} ({sender}) says:\n{text}" if name else f"{sender} says:\n{text}"
+
+    async def _ensure_conversation(
+        self, letta: Letta, agent_id: AgentId, scope: str
+    ) -> ConversationId | None:
+        if not letta.capabilities.conversations:
+            return None
+        known = await self._store.find_conversation(agent_id, scope)
+        return known or await self._new_conversation(letta, agent_id, scope)
+
+    async def _new_conversation(
+        self, letta: Letta, agent_id: AgentId, scope: str
+    ) -> ConversationId | None:
+        title = "Homeroom: private" if scope == PRIVATE_SCOPE else f"Matrix room {scope}"
+        conversation = await letta.open_conversation(agent_id, title)
+        if conversation:
+            await self._store.save_conversation(agent_id, scope, conversation, self._fence)
+        return conversation
+
+    async def _show_typing(self, ghost: GhostId, room_id: RoomId, scope: anyio.CancelScope) -> None:
+        """Shows the ghost typing until ``scope`` is cancelled: a courtesy, so it may fail."""
+        with suppress(HomeroomError):
+            matrix = await self._matrix()
+            try:
+                with scope:
+                    while True:
+                        await matrix.set_typing(ghost, room_id, True, TYPING_MS)
+                        await anyio.sleep(TYPING_MS / 1000 * 0.8)
+            finally:
+                with anyio.move_on_after(2, shield=True):
+                    await matrix.set_typing(ghost, room_id, False)
+
+    # --- what people are told when it does not work: pure ----------------------------------------
+
+    def on_delay(self, item: Item, error: HomeroomError) -> Sequence[NewItem]:
+        """Says once per message that it has to wait, and why."""
+        if item.kind is not ItemKind.TURN or not item.payload.get("event_id"):
+            return ()
+        certainty = (
+            "It may have been delivered; I am finding out before I send it again."
+            if not isinstance(error, Unavailable)
+            else "It was not delivered yet; it is kept, and I go on trying for an hour."
+        )
+        return (self._notice(item, f"⏳ Your message has to wait. {error} {certainty}", "delay"),)
+
+    def on_parked(self, item: Item, reason: str, *, delivered: bool) -> Sequence[NewItem]:
+        """Says that a message was given up, why, and whether the agent may have got it."""
+        if item.kind is not ItemKind.TURN:
+            return ()
+        certainty = "may have been" if delivered else "was not"
+        text = f"⚠️ Your message {certainty} delivered. {reason}"
+        if item.payload.get("event_id"):
+            return (self._notice(item, text, "parked"),)
+        if room_id := item.payload.get("mirror_room_id"):
+            return tuple(
+                _text_items(item.payload["ghost"], room_id, f"⚠️ No answer. {reason}",
+                            f"parked:{item.id}", notice=True)
+            )  # fmt: skip
+        return ()
+
+    def _notice(self, item: Item, text: str, why: str) -> NewItem:
+        payload = item.payload
+        return _notice_item(
+            payload["ghost"], payload["room_id"], payload["event_id"], text,
+            dedupe_key=f"{why}:{item.id}", thread=payload.get("thread"),
+        )  # fmt: skip
+
+
+def _answers(item: Item, turn: Turn) -> list[NewItem]:
+    """The posts that an answer becomes, in the room it was asked in or the one that mirrors it."""
+    payload: Dict[str, Any] = item.payload
+    key = f"reply:{item.id}"
+    if payload.get("room_id"):
+        said = turn.text.strip()
+        return _text_items(
+            payload["ghost"], payload["room_id"], said or _SILENT.format(reason=turn.stop_reason),
+            key, notice=not said, reply_to=payload["event_id"], thread=payload.get("thread"),
+        )  # fmt: skip
+    if payload.get("mirror_room_id"):
+        answer = turn.text.strip() or _SILENT.format(reason=turn.stop_reason)
+        label = f"Answer to **{_plain(payload['client'])}**:\n\n{answer}"
+        return _text_items(payload["ghost"], payload["mirror_room_id"], label, key, notice=True)
+    return []
+
+
+_SILENT = "(I read this and ended my turn without an answer: {reason}.)"

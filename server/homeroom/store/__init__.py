@@ -1,0 +1,130 @@
+"""Every SQL statement, the migrations and the lease. The only user of SQLite.
+
+Owns one file (WAL, every commit on disk) that several processes may share. Knows nothing of
+Matrix or Letta. Invariants: whatever happened is either wholly in a commit or not at all; every
+write that belongs to the bridge carries the fencing number of the lease.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+from sqlite_utils import Database
+
+from homeroom.background import background
+from homeroom.errors import Rejected
+from homeroom.store.items import LeaseState
+from homeroom.store.rooms import Decide, Rooms
+from homeroom.store.schema import migrations
+
+__all__ = ["Decide", "LeaseState", "Store", "open_store"]
+
+_BUSY_TIMEOUT_MS = 10_000
+"""How long a write waits for another process's write before it fails."""
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Store(Rooms):
+    """The one durable state of Homeroom. Every method is one transaction."""
+
+    # --- requests for a sync, from processes that do not run the bridge ---------------------------
+
+    async def request_sync(self) -> int:
+        """Asks the process that runs the bridge for a reconciliation. Returns the request's id."""
+
+        def ask() -> int:
+            cursor = self._conn.execute(
+                "INSERT INTO sync_run (requested_ms) VALUES (?)", (self._now_ms(),)
+            )
+            return int(cursor.lastrowid or 0)
+
+        return await self._write(ask)
+
+    async def pending_sync_requests(self) -> list[int]:
+        rows = await self._run(
+            partial(self._rows, "SELECT id FROM sync_run WHERE finished_ms IS NULL ORDER BY id")
+        )
+        return [row["id"] for row in rows]
+
+    async def finish_sync_requests(self, ids: Sequence[int], report: str, fence: int) -> None:
+        """Records a finished reconciliation as the answer to these requests (none: as its own)."""
+
+        def write() -> None:
+            now = self._now_ms()
+            for request in ids:
+                self._conn.execute(
+                    "UPDATE sync_run SET finished_ms=?, report=? WHERE id=?", (now, report, request)
+                )
+            if not ids:
+                self._conn.execute(
+                    "INSERT INTO sync_run (requested_ms, finished_ms, report) VALUES (?, ?, ?)",
+                    (now, now, report),
+                )
+            self._conn.execute(
+                "DELETE FROM sync_run WHERE id <= (SELECT max(id) FROM sync_run) - 50"
+            )
+
+        await self._write(write, fence)
+
+    async def find_sync_report(self, request: int | None = None) -> str | None:
+        """The report of one request, or of the newest finished run; None if there is none yet."""
+        where, args = ("id = ?", (request,)) if request else ("finished_ms IS NOT NULL", ())
+        row = await self._run(
+            partial(self._row, f"SELECT report FROM sync_run WHERE {where} ORDER BY id DESC", args)
+        )
+        return row["report"] if row else None
+
+
+@asynccontextmanager
+async def open_store(path: Path, now_ms: Callable[[], int] = _now_ms) -> AsyncIterator[Store]:
+    """The store in ``path`` (made if it is not there, readable by its owner alone).
+
+    Raises:
+        Rejected: the file cannot be opened or is no store of Homeroom's.
+    """
+
+    def connect() -> Database:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        connection.row_factory = sqlite3.Row
+        connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        # FULL: what was accepted survives a power cut, not just the death of the process.
+        connection.execute("PRAGMA synchronous = FULL")
+        db = Database(connection, execute_plugins=False)
+        connection.execute("BEGIN IMMEDIATE")  # two processes may start at once
+        try:
+            migrations.apply(db)
+            connection.execute(
+                "INSERT OR IGNORE INTO meta VALUES ('store_id', ?)", (secrets.token_hex(8),)
+            )
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        return db
+
+    try:
+        db = await anyio.to_thread.run_sync(connect)
+    except (OSError, sqlite3.Error) as error:
+        raise Rejected("store", f"{path} cannot be opened: {error}") from error
+    store = Store(db, now_ms)
+    try:
+        async with background(store.watch):
+            yield store
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(db.conn.close)

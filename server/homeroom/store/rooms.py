@@ -1,0 +1,202 @@
+"""The rows about rooms: mappings, events, members, conversations, and the hub's cursor."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from homeroom.errors import Rejected
+from homeroom.model import (
+    AgentId,
+    ConversationId,
+    Decision,
+    EventId,
+    GhostId,
+    ItemId,
+    Mapping,
+    RoomEvent,
+    RoomId,
+    SyncBatch,
+)
+from homeroom.store.items import Items
+
+Decide = Callable[[RoomEvent, Mapping, int], Decision]
+"""(event, the mapping of its room, how many people are in the room) -> what becomes of it. Pure."""
+
+
+class Rooms(Items):
+    """Statements about rooms; routing an event puts its items in the same commit."""
+
+    async def list_mappings(self) -> dict[AgentId, Mapping]:
+        rows = await self._run(partial(self._rows, "SELECT * FROM mapping"))
+        return {AgentId(row["agent_id"]): _mapping(row) for row in rows}
+
+    async def find_mapping(self, agent_id: AgentId) -> Mapping | None:
+        row = await self._run(
+            partial(self._row, "SELECT * FROM mapping WHERE agent_id = ?", (agent_id,))
+        )
+        return _mapping(row) if row else None
+
+    async def save_mapping(self, mapping: Mapping, decide: Decide, fence: int) -> None:
+        """Records what was applied; events that waited for this room are routed in the same commit.
+
+        Raises:
+            Rejected: the room already belongs to another agent.
+            LeaseLost: another process runs the bridge.
+        """
+
+        def save() -> None:
+            try:
+                self._conn.execute(
+                    "INSERT OR REPLACE INTO mapping VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                    _mapping_row(mapping),
+                )
+            except sqlite3.IntegrityError as error:
+                raise Rejected(
+                    "store", f"room or ghost is taken by another agent: {error}"
+                ) from None
+            if mapping.room_id:
+                self._route_unrouted(mapping, decide)
+
+        def guarded() -> None:
+            taken = self._row(
+                "SELECT agent_id FROM mapping WHERE agent_id != ? AND (ghost = ? OR room_id = ?)",
+                (mapping.agent_id, mapping.ghost, mapping.room_id),
+            )
+            if taken:  # OR REPLACE would silently delete the other agent's row
+                raise Rejected("store", f"its ghost or room already belongs to {taken['agent_id']}")
+            save()
+
+        await self._write(guarded, fence)
+
+    # --- events -------------------------------------------------------------------------------
+
+    async def get_cursor(self) -> str:
+        """Where the hub's sync continues; empty on the very first start."""
+        return await self.get_meta("hub_cursor")
+
+    async def record_batch(
+        self, batch: SyncBatch, decide: Decide, is_ghost: Callable[[str], bool], fence: int
+    ) -> int:
+        """Stores events, memberships and the cursor, and routes what can be routed: one commit.
+
+        An event that is there already (by its id) is left alone. Returns how many were new.
+        """
+
+        def record() -> int:
+            now, fresh = self._now_ms(), 0
+            for member in batch.members:
+                self._conn.execute(
+                    "INSERT OR REPLACE INTO member VALUES (?, ?, ?, ?, ?)",
+                    (member.room_id, member.user_id, member.membership, member.display_name,
+                     int(is_ghost(member.user_id))),
+                )  # fmt: skip
+            for event in batch.events:
+                added = self._conn.execute(
+                    "INSERT OR IGNORE INTO event (event_id, room_id, sender, type, content,"
+                    " origin_ms, received_ms, outcome) VALUES (?, ?, ?, ?, ?, ?, ?, '')",
+                    (event.id, event.room_id, event.sender, event.type, json.dumps(event.content),
+                     event.origin_server_ts_ms, now),
+                )  # fmt: skip
+                fresh += added.rowcount
+            for room_id in dict.fromkeys(event.room_id for event in batch.events):
+                row = self._row("SELECT * FROM mapping WHERE room_id = ?", (room_id,))
+                if row:
+                    self._route_unrouted(_mapping(row), decide)
+            self._conn.execute(
+                "INSERT OR REPLACE INTO meta VALUES ('hub_cursor', ?)", (batch.cursor,)
+            )
+            return fresh
+
+        return await self._write(record, fence)
+
+    def _route_unrouted(self, mapping: Mapping, decide: Decide) -> None:
+        people = self._row(
+            "SELECT count(*) AS n FROM member WHERE room_id = ? AND membership = 'join'"
+            " AND NOT is_ghost",
+            (mapping.room_id,),
+        )
+        assert people is not None
+        rows = self._rows(
+            "SELECT * FROM event WHERE room_id = ? AND outcome = '' ORDER BY seq",
+            (mapping.room_id,),
+        )
+        for row in rows:
+            decision = decide(_event(row), mapping, people["n"])
+            ids = [self._put(item) for item in decision.items]
+            # What will not be relayed is not kept either: only its id, so that it stays known.
+            self._conn.execute(
+                "UPDATE event SET outcome = ?, item_id = ?, content = '{}' WHERE seq = ?",
+                (decision.outcome, ids[0] if ids else None, row["seq"]),
+            )
+
+    async def get_event_outcome(self, event_id: EventId) -> tuple[str, ItemId | None] | None:
+        """The rule that decided an event and its item; None if it never arrived."""
+        row = await self._run(
+            partial(self._row, "SELECT outcome, item_id FROM event WHERE event_id=?", (event_id,))
+        )
+        return (row["outcome"], row["item_id"]) if row else None
+
+    async def display_name(self, room_id: RoomId, user_id: str) -> str:
+        """How a member calls himself in a room (untrusted), or an empty string."""
+        row = await self._run(
+            partial(
+                self._row,
+                "SELECT display_name FROM member WHERE room_id = ? AND user_id = ?",
+                (room_id, user_id),
+            )
+        )
+        return str(row["display_name"]) if row else ""
+
+    async def find_conversation(self, agent_id: AgentId, scope: str) -> ConversationId | None:
+        row = await self._run(
+            partial(
+                self._row,
+                "SELECT conversation_id FROM conversation WHERE agent_id = ? AND scope = ?",
+                (agent_id, scope),
+            )
+        )
+        return ConversationId(row["conversation_id"]) if row else None
+
+    async def save_conversation(
+        self, agent_id: AgentId, scope: str, conversation_id: ConversationId, fence: int
+    ) -> None:
+        def save() -> None:
+            self._conn.execute(
+                "INSERT OR REPLACE INTO conversation VALUES (?, ?, ?)",
+                (agent_id, scope, conversation_id),
+            )
+
+        await self._write(save, fence)
+
+
+def _mapping(row: sqlite3.Row) -> Mapping:
+    return Mapping(
+        agent_id=AgentId(row["agent_id"]), agent_name=row["agent_name"],
+        ghost=GhostId(row["ghost"]),
+        room_id=row["room_id"], ghost_ready=bool(row["ghost_ready"]),
+        display_name=row["display_name"], room_name=row["room_name"], topic=row["topic"],
+        hub_joined=bool(row["hub_joined"]), invited=frozenset(json.loads(row["invited"])),
+        refused=tuple((person, why) for person, why in json.loads(row["refused"])),
+        heard_from_ms=row["heard_from_ms"], problem=row["problem"],
+    )  # fmt: skip
+
+
+def _mapping_row(mapping: Mapping) -> tuple[Any, ...]:
+    return (
+        mapping.agent_id, mapping.agent_name, mapping.ghost, mapping.room_id,
+        int(mapping.ghost_ready), mapping.display_name, mapping.room_name, mapping.topic,
+        int(mapping.hub_joined), json.dumps(sorted(mapping.invited)), json.dumps(mapping.refused),
+        mapping.heard_from_ms, mapping.problem,
+    )  # fmt: skip
+
+
+def _event(row: sqlite3.Row) -> RoomEvent:
+    return RoomEvent(
+        id=EventId(row["event_id"]), room_id=RoomId(row["room_id"]), sender=row["sender"],
+        type=row["type"], content=json.loads(row["content"]),
+        origin_server_ts_ms=row["origin_ms"],
+    )  # fmt: skip

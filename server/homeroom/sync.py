@@ -1,0 +1,261 @@
+"""The reconciler: observe -> plan -> apply one action -> record what was applied.
+
+Owns doing; never decides what to do (``plan`` does). Shares nothing with the relay but the store.
+Invariants: each agent on its own, so that a sick one delays nobody; every action is idempotent
+and recorded before the next; no action without a fence.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+
+import anyio
+
+from homeroom.config import Config
+from homeroom.errors import HomeroomError, LeaseLost, Rejected
+from homeroom.letta import Letta
+from homeroom.matrix import Matrix
+from homeroom.model import (
+    Action,
+    Agent,
+    AgentId,
+    Failure,
+    Mapping,
+    RoomSpec,
+    SyncReport,
+    ghost_localpart,
+)
+from homeroom.plan import (
+    Policy,
+    apply_to_mapping,
+    new_mapping,
+    plan,
+    room_name,
+    room_topic,
+    with_new_room,
+)
+from homeroom.retry import pause_s
+from homeroom.store import Decide, Store
+
+log = logging.getLogger(__name__)
+
+AGENTS_AT_ONCE = 4
+"""Synapse is one CPU-bound process: more in flight does not finish sooner (measured)."""
+LONGEST_PAUSE_S = 3600.0
+"""A refusal is final until a person acts; this often we look whether one has."""
+
+OnAction = Callable[[Action, Failure | None], None]
+
+
+@dataclass(slots=True)
+class _Trouble:
+    failures: int = 0
+    next_try_at_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Run:
+    planned: list[Action]
+    agents: dict[AgentId, Agent]
+    mappings: dict[AgentId, Mapping]
+    policy: Policy
+    on_action: OnAction
+    applied: list[Action] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+class Reconciler:
+    """Brings Matrix in step with Letta, one idempotent action at a time."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        letta: Callable[[], Awaitable[Letta]],
+        matrix: Callable[[], Awaitable[Matrix]],
+    ) -> None:
+        self._config, self._store = config, store
+        self._letta, self._matrix = letta, matrix
+        self._one_run = anyio.Lock()
+        self._trouble: dict[AgentId, _Trouble] = {}
+
+    async def sync(
+        self,
+        *,
+        decide: Decide,
+        fence: int,
+        dry_run: bool = False,
+        asked: bool = False,
+        on_action: OnAction = lambda action, failure: None,
+    ) -> SyncReport:
+        """One reconciliation. ``asked``: a person wants it, so what was refused is asked again.
+
+        Raises:
+            Unavailable, Rejected: Letta could not list its agents; nothing was changed.
+            LeaseLost: another process runs the bridge.
+        """
+        async with self._one_run:
+            started = time.monotonic()
+            agents = {agent.id: agent for agent in await (await self._letta()).list_agents()}
+            mappings = await self._store.list_mappings()
+            policy = Policy(
+                server_name=self._config.matrix_server_name,
+                invite=self._config.invite,
+                ask_again=asked,
+            )
+            planned = plan(agents.values(), mappings, policy)
+            run = _Run(planned, agents, mappings, policy, on_action)
+            if not dry_run:
+                await self._apply_all(run, decide, fence, asked)
+            report = SyncReport(
+                agent_count=len(agents),
+                planned=tuple(run.planned),
+                applied=tuple(run.applied),
+                failures=tuple(run.failures),
+                duration_s=round(time.monotonic() - started, 3),
+                dry_run=dry_run,
+            )
+            log.info(
+                "sync_finished",
+                extra={"agents": len(agents), "planned": len(planned),
+                       "applied": len(report.applied), "failed": len(report.failures),
+                       "duration_s": report.duration_s},
+            )  # fmt: skip
+            return report
+
+    async def _apply_all(self, run: _Run, decide: Decide, fence: int, asked: bool) -> None:
+        limiter = anyio.CapacityLimiter(AGENTS_AT_ONCE)
+
+        async def one(agent_id: AgentId, actions: list[Action]) -> None:
+            async with limiter:
+                await self._apply_agent(run, agent_id, actions, decide, fence)
+
+        async with anyio.create_task_group() as group:
+            for agent_id, actions in groupby(run.planned, key=lambda action: action.agent_id):
+                mine = list(actions)
+                trouble = self._trouble.get(agent_id)
+                if trouble and not asked and time.monotonic() < trouble.next_try_at_s:
+                    why = f"put off after {trouble.failures} failures: "
+                    old = run.mappings.get(agent_id)
+                    reason = why + (old.problem if old else "see the log")
+                    run.failures.append(Failure(mine[0], reason, final=False))
+                    continue
+                group.start_soon(one, agent_id, mine)
+
+    async def _apply_agent(
+        self, run: _Run, agent_id: AgentId, actions: list[Action], decide: Decide, fence: int
+    ) -> None:
+        """Applies an agent's actions in order; the first failure ends them (a refused invitation
+        does not: the others still count)."""
+        agent = run.agents[agent_id]
+        mapping = run.mappings.get(agent_id) or new_mapping(agent, run.policy.server_name)
+        queue = deque(actions)
+        while queue:
+            action, failure = queue.popleft(), None
+            try:
+                mapping = await self._apply(action, agent, mapping, run.policy, decide, fence)
+            except LeaseLost:
+                raise
+            except HomeroomError as error:
+                failure = Failure(action, str(error), final=isinstance(error, Rejected))
+            except Exception:
+                incident = secrets.token_hex(4)
+                log.exception("action_failed", extra={"agent": agent_id, "incident": incident})
+                failure = Failure(action, f"a fault in Homeroom, incident {incident}", final=False)
+            run.on_action(action, failure)
+            if failure is None:
+                run.applied.append(action)
+                if action.kind == "create_room":  # a room that was there already may lack people
+                    more = plan([agent], {agent_id: mapping}, run.policy)
+                    new = [step for step in more if step not in queue]
+                    queue.extend(new)
+                    run.planned.extend(new)
+                continue
+            run.failures.append(failure)
+            log.warning(
+                "action_failed",
+                extra={"agent": agent_id, "action": action.kind, "reason": failure.reason},
+            )
+            if action.kind == "invite_person" and failure.final:
+                refused = (*mapping.refused, (action.value, failure.reason))
+                mapping = replace(mapping, refused=tuple(dict(refused).items()))
+                await self._store.save_mapping(mapping, decide, fence)
+                continue
+            await self._note_trouble(mapping, failure, decide, fence)
+            return
+        self._trouble.pop(agent_id, None)
+        if mapping.problem:
+            await self._store.save_mapping(replace(mapping, problem=""), decide, fence)
+
+    async def _note_trouble(
+        self, mapping: Mapping, failure: Failure, decide: Decide, fence: int
+    ) -> None:
+        trouble = self._trouble.setdefault(mapping.agent_id, _Trouble())
+        trouble.failures += 1
+        pause = LONGEST_PAUSE_S if failure.final else pause_s(trouble.failures)
+        trouble.next_try_at_s = time.monotonic() + pause
+        await self._store.save_mapping(replace(mapping, problem=failure.reason), decide, fence)
+
+    async def _apply(
+        self, action: Action, agent: Agent, mapping: Mapping, policy: Policy,
+        decide: Decide, fence: int,
+    ) -> Mapping:  # fmt: skip
+        """Carries out one action and records it. Returns the row as it is now."""
+        matrix = await self._matrix()
+        match action.kind:
+            case "register_ghost":
+                # The row comes first: whatever happens from here on is known to be ours.
+                await self._store.save_mapping(mapping, decide, fence)
+                await matrix.ensure_ghost(ghost_localpart(agent.id))
+            case "set_display_name":
+                await matrix.set_display_name(mapping.ghost, action.value)
+            case "create_room":
+                return await self._ensure_room(matrix, agent, mapping, policy, decide, fence)
+            case "join_hub":
+                assert mapping.room_id
+                await matrix.ensure_joined(matrix.hub, mapping.room_id)
+            case "invite_person":
+                assert mapping.room_id
+                await matrix.invite(mapping.ghost, mapping.room_id, action.value)
+        mapping = apply_to_mapping(mapping, action, agent, policy)
+        await self._store.save_mapping(mapping, decide, fence)
+        return mapping
+
+    async def _ensure_room(
+        self, matrix: Matrix, agent: Agent, mapping: Mapping, policy: Policy,
+        decide: Decide, fence: int,
+    ) -> Mapping:  # fmt: skip
+        """Finds the agent's room by its alias or creates it, and records it.
+
+        A room that this store made (it carries our marker) is heard from its beginning, also when
+        a crash kept us from recording it. One with another past is heard from now on: on a first
+        start nothing that was there before is answered.
+        """
+        store_id = await self._store.get_meta("store_id")
+        localpart = ghost_localpart(agent.id)
+        room_id = await matrix.find_room(matrix.alias(localpart))
+        if room_id is None:
+            spec = RoomSpec(
+                alias_localpart=localpart,
+                name=room_name(agent),
+                topic=room_topic(agent),
+                invite=(matrix.hub, *policy.invite),
+                admins=policy.invite,
+                version=self._config.matrix_room_version,
+                marker={"agent_id": agent.id, "store_id": store_id},
+            )
+            room_id = await matrix.create_room(mapping.ghost, spec)
+            mapping = with_new_room(mapping, agent, policy, room_id)
+        else:
+            marker = await matrix.get_state(mapping.ghost, room_id, "org.homeroom.room")
+            ours = marker is not None and marker.get("store_id") == store_id
+            since_ms = 0 if ours else int(time.time() * 1000)
+            mapping = replace(mapping, room_id=room_id, heard_from_ms=since_ms)
+        await self._store.save_mapping(mapping, decide, fence)
+        return mapping

@@ -1,0 +1,97 @@
+"""The commands as a person types them."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import yaml
+
+from support.homeroom import Home
+
+
+async def test_sync_shows_its_plan_does_it_and_then_finds_nothing_to_do(home: Home) -> None:
+    await home.letta.create_agent("Ada")
+    plan = home.run("sync", "--dry-run")
+    assert plan.returncode == 2, plan.stderr
+    assert "create_room" in plan.stdout and "to do" in plan.stdout
+    done = home.run("sync")
+    assert done.returncode == 0, done.stderr
+    assert "done" in done.stdout
+    again = home.run("sync")
+    assert again.returncode == 0 and "0 actions planned" in again.stdout
+
+
+async def test_sync_beside_a_running_bridge_is_done_by_the_bridge(home: Home) -> None:
+    await home.letta.create_agent("Ada")
+    with home.service(HOMEROOM_SYNC_INTERVAL_S="3600"):
+        await home.letta.create_agent("Brook")
+        done = home.run("sync")
+        assert done.returncode == 0, done.stderr
+        assert "Brook" in done.stdout
+
+
+async def test_doctor_passes_on_a_sound_installation_and_names_the_sick_part(home: Home) -> None:
+    await home.letta.create_agent("Ada")
+    well = home.run("doctor")
+    assert well.returncode == 0, well.stdout
+    assert "1 agents" in well.stdout and "acts as @agent_hub:hs.test" in well.stdout
+    home.letta.stop()
+    sick = home.run("doctor")
+    assert sick.returncode == 1
+    assert "✗ Letta" in sick.stdout and "HOMEROOM_LETTA_URL" in sick.stdout
+    assert "✓ homeserver" in sick.stdout, "one sick part does not hide the others"
+
+
+async def test_a_token_the_homeserver_does_not_know_is_diagnosed(home: Home) -> None:
+    home.run("registration", "--server-name", "hs.test", "--out", "other.yaml")
+    path = home.directory / "other.yaml"
+    sick = home.run("doctor", HOMEROOM_MATRIX_REGISTRATION=str(path))
+    assert sick.returncode == 1 and "✗ homeserver" in sick.stdout
+    tokens = yaml.safe_load(path.read_text())
+    for secret in (tokens["as_token"], tokens["hs_token"]):
+        assert secret not in sick.stdout + sick.stderr
+
+
+def test_a_registration_is_written_once_and_for_its_owner(home: Home) -> None:
+    made = home.run("registration", "--out", "new.yaml", "--url", "http://127.0.0.1:1")
+    assert made.returncode == 0, made.stderr
+    path: Path = home.directory / "new.yaml"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    registration = yaml.safe_load(path.read_text())
+    assert registration["url"] == "http://127.0.0.1:1"
+    assert registration["as_token"] not in made.stdout
+    again = home.run("registration", "--out", "new.yaml")
+    assert again.returncode == 78 and "exists" in again.stderr
+
+
+def test_a_wrong_setting_stops_the_start_with_one_sentence_and_78(home: Home) -> None:
+    for name, value, says in (
+        ("HOMEROOM_LETTA_URL", "", "is missing"),
+        ("HOMEROOM_LETTA_URL", "localhost", "must be a URL"),
+        ("HOMEROOM_SYNC_INTERVAL_S", "often", "valid number"),
+        ("HOMEROOM_MATRIX_REGISTRATION", "none.yaml", "cannot be read"),
+        ("HOMEROOM_LETTA_BACKEND", "cloud", "app-server"),
+    ):
+        for command in (["serve"], ["serve", "--http", "0"], ["sync"]):
+            stopped = home.run(*command, **{name: value})
+            assert stopped.returncode == 78, (name, stopped.stderr)
+            (line,) = stopped.stderr.splitlines()
+            assert name in line and says in line
+            assert stopped.stdout == ""
+
+
+def test_an_open_address_without_a_token_is_refused(home: Home) -> None:
+    stopped = home.run("serve", "--http", "0.0.0.0:0")
+    assert stopped.returncode == 78 and "HOMEROOM_HTTP_TOKEN" in stopped.stderr
+
+
+def test_a_misspelt_variable_is_pointed_out(home: Home) -> None:
+    said = home.run("sync", "--dry-run", HOMEROOM_INVITES="@x:y.z")
+    assert "HOMEROOM_INVITES is no setting" in said.stderr and "HOMEROOM_INVITE " in said.stderr
+
+
+def test_the_help_names_every_command(home: Home) -> None:
+    said = home.run("--help").stdout
+    for command in ("serve", "sync", "registration", "doctor", "up", "demo"):
+        assert command in said

@@ -1,0 +1,147 @@
+"""A person and an agent meet in a room. All real: Synapse, App Server, Homeroom as a process."""
+
+from __future__ import annotations
+
+import anyio
+
+from support.homeroom import Home
+from support.person import Person
+from support.synapse import PASSWORD
+from support.talk import REPLY_S, answers, ask
+
+
+async def test_an_agent_gets_a_ghost_and_a_room_and_answers_in_it(home: Home) -> None:
+    agent = await home.letta.create_agent("Ada", "Keeps notes")
+    async with Person.login(home.homeserver.url, "alice", home.password) as alice:
+        with home.service():
+            room = await alice.join(await alice.wait_invite())
+            ghost = "@agent_" + agent.id.removeprefix("agent-").replace("-", "_") + ":hs.test"
+            assert await alice.room_name(room) == "Ada - Letta Agent Chat"
+            topic = await alice.state(room, "m.room.topic")
+            assert topic["topic"] == "Chat with Ada (Letta Agent)"
+            create = next(e for e in await alice.messages(room, ("m.room.create",)))
+            assert create["sender"] == ghost, "the ghost made the room itself"
+            assert create["content"]["room_version"] == "11"
+            levels = await alice.state(room, "m.room.power_levels")
+            assert levels["users"][alice.id] == 100
+            assert (await alice.state(room, "m.room.join_rules"))["join_rule"] == "invite"
+            assert (await alice.members(room))[ghost] == "Ada"
+            assert "@agent_hub:hs.test" in await alice.members(room)
+
+            answer = await ask(alice, room, "hello\n!say **Hi** there")
+            assert answer["sender"] == ghost
+            assert answer["content"]["msgtype"] == "m.text"
+            assert answer["content"]["body"] == "**Hi** there"
+            assert answer["content"]["formatted_body"] == "<p><strong>Hi</strong> there</p>"
+
+
+async def test_the_ghost_is_seen_typing_while_the_agent_works(home: Home) -> None:
+    await home.letta.create_agent("Ada")
+    async with Person.login(home.homeserver.url, "alice", home.password) as alice:
+        with home.service():
+            room = await alice.join(await alice.wait_invite())
+            event_id = await alice.say(room, "!delay 2\n!say done")
+            typing = await alice.wait_event(
+                lambda e: e["type"] == "m.typing" and bool(e["content"]["user_ids"])
+            )
+            await alice.wait_event(answers(event_id), REPLY_S)
+            seen = alice.events.index(typing)
+            await alice.wait_event(
+                lambda e: (
+                    e["type"] == "m.typing"
+                    and not e["content"]["user_ids"]
+                    and alice.events.index(e) > seen
+                )
+            )
+
+
+async def test_two_people_share_an_agent_and_each_is_answered_in_order(home: Home) -> None:
+    await home.letta.create_agent("Ada")
+    invite = f"{home.homeserver.person('alice')},{home.homeserver.person('bob')}"
+    url = home.homeserver.url
+    async with (
+        Person.login(url, "alice", PASSWORD) as alice,
+        Person.login(url, "bob", PASSWORD) as bob,
+    ):
+        with home.service(HOMEROOM_INVITE=invite):
+            room = await alice.join(await alice.wait_invite())
+            await bob.join(await bob.wait_invite())
+            await ask(alice, room, "we are two")  # by now the bridge has seen both
+            asked = [await (alice, bob)[n % 2].say(room, f"number {n}") for n in range(6)]
+            for event_id in asked:
+                await alice.wait_event(answers(event_id), REPLY_S)
+            messages = await alice.messages(room)
+            order = [
+                e["content"]["m.relates_to"]["m.in_reply_to"]["event_id"]
+                for e in messages
+                if "m.relates_to" in e["content"]
+            ]
+            assert order[-6:] == asked, "answered once each, in the order they were asked"
+            answer = next(e for e in messages if answers(asked[1])(e))
+            assert bob.id in answer["content"]["body"], "the agent is told who speaks"
+
+
+async def test_two_rooms_are_two_conversations_and_run_side_by_side(home: Home) -> None:
+    for name in ("Ada", "Brook"):
+        await home.letta.create_agent(name)
+    async with Person.login(home.homeserver.url, "alice", home.password) as alice:
+        with home.service():
+            rooms: dict[str, str] = {}
+            while len(rooms) < 2:
+                room = await alice.join(await alice.wait_invite())
+                rooms[await alice.room_name(room)] = room
+            slow = await alice.say(rooms["Ada - Letta Agent Chat"], "!delay 4\n!say slow")
+            with anyio.fail_after(4):
+                quick = await ask(alice, rooms["Brook - Letta Agent Chat"], "!say quick")
+            assert quick["content"]["body"] == "quick"
+            late = await alice.wait_event(answers(slow), REPLY_S)
+            assert late["content"]["body"] == "slow"
+
+
+async def test_what_is_not_for_the_agent_is_left_alone_and_what_cannot_be_read_is_said(
+    home: Home,
+) -> None:
+    await home.letta.create_agent("Ada")
+    async with Person.login(home.homeserver.url, "alice", home.password) as alice:
+        with home.service():
+            room = await alice.join(await alice.wait_invite())
+            await alice.send(room, {"msgtype": "m.notice", "body": "I am a program"})
+            image = await alice.send(
+                room, {"msgtype": "m.image", "body": "cat.png", "url": "mxc://x/y"}
+            )
+            told = await alice.wait_event(answers(image))
+            assert told["content"]["msgtype"] == "m.notice"
+            assert "not delivered" in told["content"]["body"]
+            await ask(alice, room, "!say only this")
+            bodies = await alice.bodies(room)
+            assert bodies[-1] == "only this"
+            assert not any("I am a program" in body for body in bodies[1:])
+
+
+async def test_a_turn_that_fails_is_explained_in_the_room(home: Home) -> None:
+    await home.letta.create_agent("Ada")
+    async with Person.login(home.homeserver.url, "alice", home.password) as alice:
+        with home.service():
+            room = await alice.join(await alice.wait_invite())
+            refused = await ask(alice, room, "!status 401 bad key")
+            assert refused["content"]["msgtype"] == "m.notice"
+            assert "was not delivered" in refused["content"]["body"]
+            silent = await ask(alice, room, "!empty")
+            assert silent["content"]["msgtype"] == "m.notice"
+            assert "without an answer" in silent["content"]["body"]
+            assert (await ask(alice, room, "!say still here"))["content"]["body"] == "still here"
+
+
+async def test_a_renamed_agent_keeps_its_room_and_its_ghost_takes_the_name(home: Home) -> None:
+    agent = await home.letta.create_agent("Ada")
+    async with Person.login(home.homeserver.url, "alice", home.password) as alice:
+        with home.service(HOMEROOM_SYNC_INTERVAL_S="1"):
+            room = await alice.join(await alice.wait_invite())
+            await home.letta.rename_agent(agent.id, "Adele")
+            await alice.wait_event(
+                lambda e: (
+                    e["type"] == "m.room.member" and e["content"].get("displayname") == "Adele"
+                )
+            )
+            assert alice.invites() == []
+            assert (await ask(alice, room, "!say same room"))["content"]["body"] == "same room"

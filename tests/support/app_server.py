@@ -1,0 +1,78 @@
+"""A real Letta App Server with the scripted model, for tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from homeroom.config import Config
+from homeroom.letta.app_server import AppServerLetta
+from homeroom.local.app_server import AppServer, ModelProvider
+from homeroom.local.scripted_model import ScriptedModel
+from homeroom.model import Agent, AgentId
+
+
+class AppServerHarness:
+    """Starts, crashes and restarts one App Server; its state stays under ``directory``."""
+
+    def __init__(self, directory: Path, model: ScriptedModel, token: str = "test-token") -> None:
+        self.directory, self.model, self.token = directory, model, token
+        provider = ModelProvider("openai-compatible", model.base_url, "sk-test", "scripted")
+        self._server = AppServer(directory, provider, token=token)
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    @property
+    def http_url(self) -> str:
+        return self._server.http_url
+
+    def start(self) -> AppServerHarness:
+        self._server.start()
+        return self
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    def crash(self) -> None:
+        """kill -9; ``start`` brings it back on the same port with the same state."""
+        self._server.kill()
+
+    def unlock(self) -> None:
+        """Restarts it without the deny rules: the App Server of somebody who set up his own."""
+        self.stop()
+        settings = self.directory / ".letta/settings.json"
+        self._server.rules = ()
+        self.start()
+        assert json.loads(settings.read_text())["permissions"]["deny"] == []
+
+    def config(self, **overrides: Any) -> Config:
+        """``overrides`` may go below a setting's bounds: tests are in a hurry."""
+        settings: dict[str, Any] = {
+            "letta_url": self.url,
+            "letta_backend": "app-server",
+            "letta_token": self.token,
+        }
+        base = Config(**settings, data_dir=self.directory / "data")
+        return base.model_copy(update=overrides)
+
+    async def create_agent(
+        self,
+        name: str,
+        description: str = "",
+        blocks: dict[str, str] | None = None,
+        tags: tuple[str, ...] = (),
+    ) -> Agent:
+        async with AppServerLetta.connect(self.url, self.token) as letta:
+            model = "openai-compatible/scripted"
+            return await letta.create_agent(name, description, blocks, tags, model)
+
+    async def rename_agent(self, agent_id: AgentId, name: str) -> None:
+        async with AppServerLetta.connect(self.url, self.token) as letta:
+            await letta.rename_agent(agent_id, name)
+
+    async def delete_agent(self, agent_id: AgentId) -> None:
+        async with AppServerLetta.connect(self.url, self.token) as letta:
+            await letta.delete_agent(agent_id)

@@ -1,0 +1,20 @@
+"""How the tests of the transports start ``fake_server.py``, and how long they wait for it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+SERVER = Path(__file__).with_name("fake_server.py")
+START_LIMIT_S = 30.0
+EXIT_LIMIT_S = 2.0
+"""What the process may take from the signal to its end, in seconds."""
+SLACK_S = 2.0
+"""What a busy machine may add."""
+
+
+def environment() -> dict[str, str]:
+    """The environment in which the script finds what the tests find."""
+    paths = [str(SERVER.parents[1]), *(path for path in sys.path if path)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

@@ -1,0 +1,341 @@
+"""Every tool through an MCP client, in both protocol eras."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import pytest
+from mcp.client import Client
+from mcp_types import CallToolResult, Implementation
+
+from homeroom.model import Block
+from homeroom_tools import chat as chat_module
+from homeroom_tools.serve import build_server
+from homeroom_tools.toolkit import MAX_RESULT_CHARS
+from support.fake_app import CRASH_TEXT, FakeApp, sample_report
+
+LIMIT_S = 10.0
+
+
+@pytest.fixture(params=["2026-07-28", "legacy"])
+def era(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def app() -> FakeApp:
+    return FakeApp()
+
+
+def connect(app: FakeApp, era: str) -> Client:
+    info = Implementation(name="surface-test", version="1", title="Surface test")
+    return Client(build_server(app), mode=era, client_info=info)
+
+
+def data_of(result: CallToolResult) -> dict[str, Any]:
+    """The structured content, after checking that the text says exactly the same, compactly."""
+    assert not result.is_error, result.content
+    (block,) = result.content
+    assert block.type == "text"
+    assert json.loads(block.text) == result.structured_content
+    assert block.text == json.dumps(
+        result.structured_content, ensure_ascii=False, separators=(",", ":")
+    )
+    assert ":null" not in block.text
+    assert result.structured_content is not None
+    return result.structured_content
+
+
+def error_of(result: CallToolResult) -> str:
+    assert result.is_error
+    assert result.structured_content is None
+    (block,) = result.content
+    assert block.type == "text"
+    return block.text
+
+
+async def test_list_agents_gives_the_agents_and_their_rooms(app: FakeApp, era: str) -> None:
+    async with connect(app, era) as client:
+        data = data_of(await client.call_tool("list_agents", {}))
+    assert data["total"] == 2
+    assert data["agents"][0] == {
+        "id": "agent-0001",
+        "name": "Ada",
+        "description": "Answers at once",
+        "state": "home",
+        "room": "!0001:example.org",
+        "alias": "#agent_0001:example.org",
+        "ghost": "@agent_0001:example.org",
+    }
+    assert "next_cursor" not in data
+
+
+async def test_list_agents_pages_with_its_own_cursor(app: FakeApp, era: str) -> None:
+    async with connect(app, era) as client:
+        first = data_of(await client.call_tool("list_agents", {"limit": 1}))
+        rest = {"limit": 1, "cursor": first["next_cursor"]}
+        second = data_of(await client.call_tool("list_agents", rest))
+    assert [page["agents"][0]["name"] for page in (first, second)] == ["Ada", "Slow Sam"]
+    assert "next_cursor" not in second
+
+
+async def test_sync_agents_tells_what_was_done_what_failed_and_what_is_left(
+    app: FakeApp, era: str
+) -> None:
+    app.report = sample_report()
+    async with connect(app, era) as client:
+        data = data_of(await client.call_tool("sync_agents", {"dry_run": False}))
+    counts = {key: data[key] for key in ("planned", "applied", "failed", "left", "in_step")}
+    assert counts == {"planned": 3, "applied": 1, "failed": 1, "left": 2, "in_step": False}
+    assert [(a["kind"], a["outcome"]) for a in data["actions"]] == [
+        ("create_room", "failed"),
+        ("join_hub", "left"),
+        ("register_ghost", "applied"),
+    ]
+    assert data["actions"][0]["needs_person"] is True
+
+
+async def test_chat_gives_the_answer_and_says_who_asks(app: FakeApp, era: str) -> None:
+    async with connect(app, era) as client:
+        arguments = {"agent": "Ada", "message": "Hello", "mirror": False}
+        data = data_of(await client.call_tool("chat_with_agent", arguments))
+    assert data == {
+        "status": "complete",
+        "reply_id": "reply-1",
+        "agent_id": "agent-0001",
+        "agent": "Ada",
+        "reply": "Hello",
+    }
+    taken = app.chats["reply-1"]
+    assert (taken.client, taken.mirror) == ("Surface test", False)
+
+
+@pytest.mark.parametrize("message", ['{"a":1}', "[1, 2]", "null", "true", "42", '"quoted"'])
+async def test_a_message_that_looks_like_json_arrives_untouched(
+    app: FakeApp, era: str, message: str
+) -> None:
+    async with connect(app, era) as client:
+        arguments = {"agent": "Ada", "message": message}
+        data = data_of(await client.call_tool("chat_with_agent", arguments))
+    assert data["reply"] == message
+    assert app.chats["reply-1"].message == message
+
+
+async def test_an_answer_that_takes_longer_becomes_a_reply_id_that_get_reply_continues(
+    app: FakeApp, era: str
+) -> None:
+    async with connect(app, era) as client:
+        arguments = {"agent": "Slow Sam", "message": "Think", "wait_s": 0}
+        pending = data_of(await client.call_tool("chat_with_agent", arguments))
+        assert (pending["status"], "reply" in pending) == ("pending", False)
+        assert pending["hint"].startswith("Do not resend; call get_reply")
+
+        again = data_of(await client.call_tool("get_reply", {"reply_id": "reply-1", "wait_s": 0}))
+        assert again == pending
+
+        app.answer("reply-1", "Thought.")
+        done = data_of(await client.call_tool("get_reply", {"reply_id": "reply-1"}))
+    assert (done["status"], done["reply"], "hint" in done) == ("complete", "Thought.", False)
+    assert len(app.chats) == 1
+
+
+async def test_a_failed_answer_is_a_result_with_the_reason(app: FakeApp, era: str) -> None:
+    app.add("Brittle", "fail")
+    async with connect(app, era) as client:
+        arguments = {"agent": "Brittle", "message": "Hello"}
+        data = data_of(await client.call_tool("chat_with_agent", arguments))
+    assert (data["status"], data["reason"]) == ("failed", "the model refused")
+
+
+async def test_a_waiting_client_hears_pieces_and_heartbeats_that_only_increase(
+    app: FakeApp, era: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_module, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(chat_module, "DELTA_INTERVAL_S", 0.0)
+    heard: list[tuple[float, str]] = []
+    beats, piece_heard = asyncio.Event(), asyncio.Event()
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        heard.append((progress, message or ""))
+        if message == "half an answer":
+            piece_heard.set()
+        elif len(heard) >= 2:
+            beats.set()
+
+    async def play() -> None:
+        await app.taken.wait()
+        app.chats["reply-1"].ahead = 2
+        await beats.wait()
+        app.chats["reply-1"].pieces.put_nowait("half an\u202e answer")
+        await piece_heard.wait()
+        app.answer("reply-1", "all of it")
+
+    async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as tasks, connect(app, era) as client:
+        tasks.create_task(play())
+        arguments = {"agent": "Slow Sam", "message": "Think"}
+        result = await client.call_tool("chat_with_agent", arguments, progress_callback=on_progress)
+    assert data_of(result)["reply"] == "all of it"
+    numbers = [progress for progress, _ in heard]
+    assert numbers == sorted(set(numbers))
+    assert heard[0][1] == "waiting: 2 earlier messages to the agent"
+
+
+def test_a_waiting_client_is_never_left_alone_for_ten_seconds() -> None:
+    assert chat_module.HEARTBEAT_S < 10
+
+
+async def test_a_cancelled_call_stops_waiting_and_not_the_work(app: FakeApp, era: str) -> None:
+    async with asyncio.timeout(LIMIT_S), connect(app, era) as client:
+        arguments = {"agent": "Slow Sam", "message": "Think"}
+        call = asyncio.create_task(client.call_tool("chat_with_agent", arguments))
+        await app.taken.wait()
+        await app.chats["reply-1"].watched.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        app.answer("reply-1", "Thought.")
+        done = data_of(await client.call_tool("get_reply", {"reply_id": "reply-1"}))
+    assert done["reply"] == "Thought."
+
+
+async def test_memory_is_read_changed_and_read_again(app: FakeApp, era: str) -> None:
+    async with connect(app, era) as client:
+        read = data_of(await client.call_tool("get_agent_memory", {"agent": "Ada"}))
+        (block,) = read["blocks"]
+        assert (block["label"], block["value"], block["limit"]) == ("persona", "I am Ada.", 100)
+
+        change = {
+            "agent": "Ada",
+            "label": "persona",
+            "value": "Grace",
+            "replace_text": "Ada",
+            "expected_revision": block["revision"],
+        }
+        changed = data_of(await client.call_tool("update_agent_memory", change))
+        assert changed["block"]["value"] == "I am Grace."
+        assert changed["block"]["revision"] != block["revision"]
+
+        lost = error_of(await client.call_tool("update_agent_memory", change))
+        label = {"agent": "Ada", "label": "persona"}
+        now = data_of(await client.call_tool("get_agent_memory", label))
+    assert "changed since you read it" in lost
+    assert now["blocks"] == [changed["block"]]
+
+
+@pytest.mark.parametrize("value", ['{"a": 1}', "null", "", " \ttabs\r\nand lines \u200b\u202e\n"])
+async def test_memory_values_come_back_exactly_as_they_were_written(
+    app: FakeApp, era: str, value: str
+) -> None:
+    async with connect(app, era) as client:
+        change = {"agent": "Ada", "label": "persona", "value": value}
+        data_of(await client.call_tool("update_agent_memory", change))
+        read = data_of(await client.call_tool("get_agent_memory", {"agent": "Ada"}))
+    assert read["blocks"][0]["value"] == value
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "said"),
+    [
+        ("chat_with_agent", {"agent": "Adda", "message": "x"}, "There is no agent 'Adda'. Did you"),
+        ("chat_with_agent", {"agent": "Twin", "message": "x"}, "2 agents are called 'Twin'"),
+        ("chat_with_agent", {"agent": "Down", "message": "x"}, "Letta is not available"),
+        ("get_reply", {"reply_id": "nope"}, "There is no reply 'nope'."),
+        ("get_agent_memory", {"agent": "Ada", "label": "persno"}, "Did you mean: persona"),
+        (
+            "update_agent_memory",
+            {"agent": "Ada", "label": "persona", "value": "x" * 101},
+            "at most 100 characters and this has 101",
+        ),
+    ],
+)
+async def test_errors_say_what_is_wrong_and_what_to_do(
+    app: FakeApp, era: str, tool: str, arguments: dict[str, Any], said: str
+) -> None:
+    app.add("Twin")
+    app.add("Twin")
+    app.add("Down", "down")
+    async with connect(app, era) as client:
+        text = error_of(await client.call_tool(tool, arguments))
+    assert said in text
+    assert not text.startswith("Error executing")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"agent": "Ada", "mesage": "x"}, "no argument 'mesage'; did you mean 'message'?"),
+        ({"agent": "Ada", "mesage": "x"}, "'message' is missing."),
+        ({"agent": "Ada", "message": None}, "'message' is wrong: input should be a valid string."),
+        ({"agent": "Ada", "message": {"a": 1}}, "'message' is wrong"),
+        ({"agent": "Ada", "message": ""}, "'message' is wrong"),
+        ({"agent": "Ada", "message": "x", "wait_s": 51}, "less than or equal to 50"),
+        ({"agent": "Ada", "message": "x", "wait_s": "nan"}, "'wait_s' is wrong"),
+        ({}, "Its arguments: agent, message, wait_s=45, mirror=true."),
+    ],
+)
+async def test_wrong_arguments_are_refused_with_the_right_ones(
+    app: FakeApp, era: str, arguments: dict[str, Any], said: str
+) -> None:
+    async with connect(app, era) as client:
+        text = error_of(await client.call_tool("chat_with_agent", arguments))
+    assert said in text
+    assert text.startswith("chat_with_agent was not called.")
+    assert app.chats == {}
+
+
+async def test_a_crash_gives_the_model_a_number_and_the_log_the_rest(
+    app: FakeApp, era: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.add("Buggy", "crash")
+    with caplog.at_level(logging.ERROR):
+        async with connect(app, era) as client:
+            arguments = {"agent": "Buggy", "message": "a private message"}
+            text = error_of(await client.call_tool("chat_with_agent", arguments))
+    (record,) = [r for r in caplog.records if r.message == "tool_crashed"]
+    assert f"incident {record.incident}:" in text  # type: ignore[attr-defined]
+    assert CRASH_TEXT not in text
+    assert record.exc_info is not None and CRASH_TEXT in str(record.exc_info[1])
+    assert "a private message" not in caplog.text
+
+
+async def test_a_long_reply_is_cut_and_says_so(app: FakeApp, era: str) -> None:
+    async with connect(app, era) as client:
+        arguments = {"agent": "Ada", "message": "ä\n" * MAX_RESULT_CHARS}
+        result = await client.call_tool("chat_with_agent", arguments)
+    data = data_of(result)
+    assert data["truncated"] is True
+    assert data["reply"].startswith("ä\nä\n")
+    size = len(result.content[0].text)  # type: ignore[union-attr]
+    assert 0.9 * MAX_RESULT_CHARS < size <= MAX_RESULT_CHARS
+
+
+async def test_the_longest_memory_gives_way_and_cannot_be_overwritten_by_mistake(
+    app: FakeApp, era: str
+) -> None:
+    blocks = [Block("short", "s" * 100), Block("long", "l" * 90_000), Block("mid", "m" * 30_000)]
+    app.add("Elephant", "echo", "", *blocks)
+    async with connect(app, era) as client:
+        everything = data_of(await client.call_tool("get_agent_memory", {"agent": "Elephant"}))
+    short, long, mid = everything["blocks"]
+    assert short["value"] == "s" * 100
+    assert mid["value"] == "m" * 30_000
+    assert long["truncated"] is True and 30_000 < len(long["value"]) < 90_000
+    assert "revision" not in long
+    assert "truncated" not in mid and mid["revision"]
+
+
+async def test_many_equally_long_memories_are_cut_alike(app: FakeApp, era: str) -> None:
+    app.add("Archive", "echo", "", *(Block(f"b{n:02}", "\n" * 10_000) for n in range(30)))
+    async with connect(app, era) as client:
+        result = await client.call_tool("get_agent_memory", {"agent": "Archive"})
+    lengths = {len(block["value"]) for block in data_of(result)["blocks"]}
+    assert max(lengths) - min(lengths) <= 1
+    assert len(result.content[0].text) <= MAX_RESULT_CHARS  # type: ignore[union-attr]
+
+
+async def test_an_unknown_tool_is_an_error_and_not_a_crash(app: FakeApp, era: str) -> None:
+    async with connect(app, era) as client:
+        assert error_of(await client.call_tool("list_agent", {})) == "Unknown tool: list_agent"

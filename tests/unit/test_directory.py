@@ -1,0 +1,52 @@
+"""The rules of editing a memory block."""
+
+from __future__ import annotations
+
+from dataclasses import replace as changed
+
+import pytest
+
+from homeroom.directory import block_after_edit
+from homeroom.errors import Conflict, LimitExceeded, Misuse
+from homeroom.model import Block
+
+BLOCK = Block("human", "likes tea, tea and cake", limit=30)
+
+
+def edit(
+    value: str, replace: str = "", revision: str = "", force: bool = False, **block: object
+) -> str:
+
+    return block_after_edit(changed(BLOCK, **block), value, replace, revision, force)  # type: ignore[arg-type]
+
+
+def test_a_value_replaces_the_whole_block() -> None:
+    assert edit("new") == "new"
+
+
+def test_one_exact_piece_of_text_is_replaced() -> None:
+    assert edit("pie", replace="cake") == "likes tea, tea and pie"
+
+
+@pytest.mark.parametrize(("piece", "count"), [("tea", 2), ("beer", 0)])
+def test_a_piece_that_is_not_there_exactly_once_is_refused(piece: str, count: int) -> None:
+    with pytest.raises(Misuse, match=f"occurs {count} times"):
+        edit("x", replace=piece)
+
+
+def test_a_lost_update_is_refused_and_the_right_revision_is_taken() -> None:
+    assert edit("new", revision=BLOCK.revision) == "new"
+    with pytest.raises(Conflict, match=BLOCK.revision):
+        edit("new", revision=Block("human", "older").revision)
+
+
+def test_the_limit_is_ours_to_check() -> None:
+    with pytest.raises(LimitExceeded, match="at most 30 characters and this has 31"):
+        edit("x" * 31)
+    assert edit("x" * 31, limit=0)
+
+
+def test_a_read_only_block_needs_force() -> None:
+    with pytest.raises(Misuse, match="read-only"):
+        edit("new", read_only=True)
+    assert edit("new", read_only=True, force=True) == "new"

@@ -1,0 +1,358 @@
+"""The laws of lanes, claims and fences, against a real SQLite."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.from_thread
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from homeroom.errors import HomeroomError, LeaseLost, NotFound, Rejected, Unavailable, Uncertain
+from homeroom.mailbox import Mailbox, Outcome
+from homeroom.model import Item, ItemId, ItemKind, ItemState, NewItem
+from homeroom.store import Store, open_store
+
+TURN = ItemKind.TURN
+
+
+def new(lane: str, key: str, **payload: Any) -> NewItem:
+    return NewItem(lane=lane, kind=TURN, payload=payload, dedupe_key=key)
+
+
+async def lease(store: Store, owner: str = "me", ttl_ms: int = 60_000) -> int:
+    taken = await store.take_lease(owner, rank=1, ttl_ms=ttl_ms)
+    assert taken.fence
+    return taken.fence
+
+
+async def test_a_lane_is_worked_in_order_and_another_lane_does_not_wait(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        fence = await lease(store)
+        await store.put([new("a", "1"), new("a", "2"), new("b", "3")])
+        first = await store.claim([TURN], fence)
+        second = await store.claim([TURN], fence)
+        assert first and second
+        assert (first.dedupe_key, second.dedupe_key) == ("1", "3")
+        assert await store.claim([TURN], fence) is None
+        await store.finish(first, ItemState.DONE, fence=fence)
+        third = await store.claim([TURN], fence)
+        assert third and third.dedupe_key == "2"
+
+
+async def test_the_same_cause_is_the_same_item_also_after_it_is_done(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        fence = await lease(store)
+        (one,) = await store.put([new("a", "event:1")])
+        item = await store.claim([TURN], fence)
+        assert item
+        await store.finish(item, ItemState.DONE, fence=fence)
+        assert await store.put([new("a", "event:1")]) == [one]
+        assert await store.claim([TURN], fence) is None
+
+
+async def test_whoever_lost_the_lease_can_write_nothing_any_more(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    async with open_store(path) as first, open_store(path) as second:
+        old = await lease(first, "first", ttl_ms=0)
+        await first.put([new("a", "1")])
+        item = await first.claim([TURN], old)
+        assert item and not item.begun
+        fence = await lease(second, "second")
+        for attempt in (
+            first.finish(item, ItemState.DONE, fence=old),
+            first.retry(item, fence=old, delay_ms=0, reason="", delivered=False),
+            first.claim([TURN], old),
+            first.renew_lease(old, 1000),
+        ):
+            with pytest.raises(LeaseLost, match="second"):
+                await attempt
+        again = await second.claim([TURN], fence)
+        assert again and again.id == item.id
+        assert again.begun, "its effect may have happened: the new owner must look first"
+        assert again.key == item.key
+
+
+async def test_a_process_with_matrix_may_replace_one_without(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        await lease(store, "tools only")
+        held = await store.take_lease("another", rank=1, ttl_ms=1000)
+        assert (held.owner, held.fence) == ("tools only", 0)
+        assert (await store.take_lease("bridge", rank=2, ttl_ms=1000)).fence
+
+
+async def test_a_clean_failure_gets_a_fresh_key_and_an_unclear_one_keeps_it(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        fence = await lease(store)
+        await store.put([new("a", "1")])
+        item = await store.claim([TURN], fence)
+        assert item
+        await store.retry(item, fence=fence, delay_ms=0, reason="lost", delivered=True)
+        unclear = await store.claim([TURN], fence)
+        assert unclear and unclear.begun and unclear.key == item.key
+        await store.retry(unclear, fence=fence, delay_ms=0, reason="away", delivered=False)
+        clean = await store.claim([TURN], fence)
+        assert clean and not clean.begun and clean.key != item.key
+
+
+async def test_an_item_that_is_put_off_holds_its_lane_and_is_due_later(tmp_path: Path) -> None:
+    now = [1_000_000]
+    async with open_store(tmp_path / "s.db", now_ms=lambda: now[0]) as store:
+        fence = await lease(store)
+        await store.put([new("a", "1"), new("a", "2")])
+        item = await store.claim([TURN], fence)
+        assert item
+        await store.retry(item, fence=fence, delay_ms=500, reason="later", delivered=False)
+        assert await store.claim([TURN], fence) is None
+        assert await store.next_due_ms([TURN]) == 1_000_500
+        now[0] += 500
+        again = await store.claim([TURN], fence)
+        assert again and again.dedupe_key == "1"
+
+
+async def test_ids_keep_the_order_of_a_lane_when_the_clock_goes_back(tmp_path: Path) -> None:
+    now = [2_000_000]
+    async with open_store(tmp_path / "s.db", now_ms=lambda: now[0]) as store:
+        (one,) = await store.put([new("a", "1")])
+        now[0] = 1_000_000
+        (two,) = await store.put([new("a", "2")])
+        assert one < two
+
+
+async def test_an_unknown_reply_id_is_not_found(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        with pytest.raises(NotFound):
+            await Mailbox(store).get(ItemId("nope"))
+
+
+async def test_a_file_that_is_no_store_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    path.write_text("this is not a database, not at all")
+    with pytest.raises(Rejected, match="cannot be opened"):
+        async with open_store(path):
+            pass
+    assert path.read_text().startswith("this is not")
+
+
+async def test_the_store_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "deep" / "s.db"):
+        assert (tmp_path / "deep" / "s.db").stat().st_mode & 0o077 == 0
+
+
+# --- the worker ----------------------------------------------------------------------------------
+
+
+class Script:
+    """A courier that does what each item's payload says, and writes down what it saw."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.at_once = self.most = 0
+        self.hold_until = 0
+        self.full = anyio.Event()
+
+    async def deliver(self, item: Item) -> Outcome:
+        self.begun.append(item.dedupe_key)
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        try:
+            if self.hold_until and self.at_once == self.hold_until:
+                self.full.set()
+            if self.hold_until:
+                await self.full.wait()
+            fails = item.payload.get("fails", {})
+            if kind := fails.get(str(item.attempts)):
+                raise _ERRORS[kind]
+            return Outcome({"text": item.dedupe_key})
+        finally:
+            self.at_once -= 1
+
+    def on_delay(self, item: Item, error: HomeroomError) -> list[NewItem]:
+        return [new("told", f"delay:{item.id}")]
+
+    def on_parked(self, item: Item, reason: str, *, delivered: bool) -> list[NewItem]:
+        return [new("told", f"parked:{item.id}", delivered=delivered)]
+
+
+_ERRORS: dict[str, BaseException] = {
+    "away": Unavailable("letta", "away"),
+    "lost": Uncertain("letta", "k"),
+    "no": Rejected("letta", "no"),
+    "bug": ZeroDivisionError("bug"),
+}
+
+
+async def work(store: Store, courier: Script, ids: list[ItemId], at_once: int = 10) -> list[Item]:
+    """Runs a worker until all ``ids`` have ended; gives them back."""
+    mailbox, fence = Mailbox(store), await lease(store)
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+
+            async def run() -> None:
+                await mailbox.run_worker(courier, fence=fence, in_flight={TURN: at_once})
+
+            group.start_soon(run)
+            items = [await mailbox.wait_ended(item_id, 20) for item_id in ids]
+            group.cancel_scope.cancel()
+    return items
+
+
+async def test_work_is_retried_after_an_outage_and_who_waits_is_told_once(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        script = Script()
+        ids = await store.put([new("a", "1", fails={"0": "away", "1": "away"}), new("a", "2")])
+        one, two = await work(store, script, ids)
+        assert (one.state, two.state) == (ItemState.DONE, ItemState.DONE)
+        assert script.begun.count("1") == 3
+        assert [key for key in script.begun if key in "12"] == ["1", "1", "1", "2"]
+        assert len([key for key in script.begun if key.startswith("delay:")]) == 1
+
+
+@pytest.mark.parametrize(("error", "delivered"), [("no", False), ("bug", True)])
+async def test_a_hopeless_item_is_parked_with_its_reason_and_the_lane_goes_on(
+    tmp_path: Path, error: str, delivered: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        ids = await store.put([new("a", "1", fails={"0": error}), new("a", "2")])
+        one, two = await work(store, Script(), ids)
+        assert (one.state, two.state) == (ItemState.PARKED, ItemState.DONE)
+        assert one.reason
+        if error == "bug":
+            assert "incident" in one.reason and "ZeroDivision" not in one.reason
+            assert "ZeroDivisionError" in caplog.text
+        (told,) = await store.put([new("told", f"parked:{one.id}")])
+        assert (await store.get_item(told)).payload["delivered"] is delivered
+
+
+async def test_no_more_turns_run_at_once_than_allowed(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        script = Script()
+        ids = await store.put([new(f"lane {n}", str(n)) for n in range(20)])
+        script.hold_until = 3  # nobody ends before three are at it
+        await work(store, script, ids, at_once=3)
+        assert script.most == 3
+
+
+async def test_an_item_of_another_process_is_started_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    async with open_store(path) as store, open_store(path) as other:
+        mailbox, fence = Mailbox(store), await lease(store)
+        async with anyio.create_task_group() as group:
+
+            async def run() -> None:
+                await mailbox.run_worker(Script(), fence=fence, in_flight={TURN: 1})
+
+            group.start_soon(run)
+            (item_id,) = await other.put([new("a", "1")])
+            with anyio.fail_after(5):
+                ended = await Mailbox(other).wait_ended(item_id, 5)
+            assert ended.state is ItemState.DONE
+            group.cancel_scope.cancel()
+
+
+# --- against a model -----------------------------------------------------------------------------
+
+
+class MailboxMachine(RuleBasedStateMachine):
+    """Any sequence of puts, claims, ends, retries and take-overs, against plain lists."""
+
+    @initialize()
+    def open(self) -> None:
+        self.directory = tempfile.TemporaryDirectory()
+        self.portal_context = anyio.from_thread.start_blocking_portal()
+        self.portal = self.portal_context.__enter__()
+        self.now = 1_000_000
+        opening = open_store(Path(self.directory.name) / "s.db", now_ms=lambda: self.now)
+        self.store_context = self.portal.wrap_async_context_manager(opening)
+        self.store = self.store_context.__enter__()
+        self.lanes: dict[str, list[str]] = {}
+        self.claimed: dict[str, Item] = {}
+        self.put_off: dict[str, int] = {}
+        self.ended: set[str] = set()
+        self.count = 0
+        self.fence = self.portal.call(lease, self.store)
+
+    def teardown(self) -> None:
+        if hasattr(self, "store_context"):
+            self.store_context.__exit__(None, None, None)
+            self.portal_context.__exit__(None, None, None)
+            self.directory.cleanup()
+
+    @rule(lane=st.sampled_from("abc"))
+    def put(self, lane: str) -> None:
+        self.count += 1
+        self.portal.call(self.store.put, [new(lane, str(self.count))])
+        self.lanes.setdefault(lane, []).append(str(self.count))
+
+    @rule(key=st.integers(1, 5))
+    def put_again(self, key: int) -> None:
+        if key <= self.count:
+            self.portal.call(self.store.put, [new("z", str(key))])
+
+    @rule()
+    def claim(self) -> None:
+        item = self.portal.call(self.store.claim, [TURN], self.fence)
+        heads = {
+            keys[0]
+            for keys in self.lanes.values()
+            if keys and keys[0] not in self.claimed and self.put_off.get(keys[0], 0) <= self.now
+        }
+        if item is None:
+            assert not heads
+        else:
+            assert item.dedupe_key == min(heads, key=int)
+            self.claimed[item.dedupe_key] = item
+
+    @precondition(lambda self: self.claimed)
+    @rule(state=st.sampled_from([ItemState.DONE, ItemState.PARKED]))
+    def end(self, state: ItemState) -> None:
+        key, item = self.claimed.popitem()
+
+        async def finish() -> None:
+            await self.store.finish(item, state, fence=self.fence)
+
+        self.portal.call(finish)
+        self.lanes[item.lane].remove(key)
+        self.ended.add(key)
+
+    @precondition(lambda self: self.claimed)
+    @rule(delay_ms=st.integers(0, 50), delivered=st.booleans())
+    def retry(self, delay_ms: int, delivered: bool) -> None:
+        key, item = self.claimed.popitem()
+
+        async def hand_back() -> None:
+            await self.store.retry(
+                item, fence=self.fence, delay_ms=delay_ms, reason="r", delivered=delivered
+            )
+
+        self.portal.call(hand_back)
+        self.put_off[key] = self.now + delay_ms
+
+    @rule(passed_ms=st.integers(1, 40))
+    def time_passes(self, passed_ms: int) -> None:
+        self.now += passed_ms
+
+    @rule()
+    def another_process_takes_over(self) -> None:
+        self.portal.call(self.store.release_lease, self.fence)
+        self.fence = self.portal.call(lease, self.store)
+        self.claimed.clear()
+
+    @invariant()
+    def nothing_is_lost_and_nothing_is_added(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        counts = self.portal.call(self.store.count_items)
+        open_count = sum(len(keys) for keys in self.lanes.values())
+        assert counts.get("waiting", 0) + counts.get("claimed", 0) == open_count
+        assert counts.get("claimed", 0) == len(self.claimed)
+        assert counts.get("done", 0) + counts.get("parked", 0) == len(self.ended)
+
+
+TestMailboxMachine = MailboxMachine.TestCase
+TestMailboxMachine.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)

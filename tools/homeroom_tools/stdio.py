@@ -1,0 +1,214 @@
+"""One client on stdin and stdout.
+
+Owns the life of a stdio process: what ends it (EOF, a signal, a parent that is gone), and that it
+does end. Invariant: stdout carries nothing but protocol, and ``run_stdio`` always returns, so the
+caller's own clean-up runs.
+
+Three things the SDK's stdio loop does not do: its reader sits in a thread that a signal cannot
+interrupt, so the process would hang; it dies of SIGTERM without clean-up; and it pins the protocol
+era at ``server/discover``, so a client that probes and then falls back is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import anyio
+from mcp.server.stdio import stdio_server
+from mcp.shared.message import SessionMessage
+from mcp_types import (
+    PROTOCOL_VERSION_META_KEY,
+    SERVER_INFO_META_KEY,
+    DiscoverResult,
+    JSONRPCRequest,
+    JSONRPCResponse,
+)
+from mcp_types.version import LATEST_MODERN_VERSION, MODERN_PROTOCOL_VERSIONS
+
+if TYPE_CHECKING:
+    from anyio.abc import ObjectReceiveStream, ObjectSendStream
+    from mcp.server import MCPServer
+    from mcp.server.lowlevel import Server
+
+ON_EXIT_LIMIT_S = 1.0
+"""Longest that ``on_exit`` may take, in seconds: LLM clients kill after two."""
+EXIT_LIMIT_S = 1.8
+"""After a signal the process is gone within this many seconds, clean or not."""
+PARENT_POLL_S = 0.5
+"""How often to look whether the parent is still there, in seconds."""
+_READ_BYTES = 65_536
+
+log = logging.getLogger(__name__)
+
+
+async def run_stdio(
+    server: MCPServer[Any], on_exit: Callable[[], Awaitable[None]] | None = None
+) -> int:
+    """Serves the client on stdin and stdout until it leaves; returns the process's exit code.
+
+    0 after EOF or when the parent is gone, 128 + the signal's number after SIGTERM or SIGINT.
+    ``on_exit`` runs in each case (and when cancelled) before this returns, for at most
+    ``ON_EXIT_LIMIT_S``. After a signal a watchdog ends the process at ``EXIT_LIMIT_S`` even if the
+    caller's clean-up hangs, so nothing but clean-up may follow. Once per process, main thread.
+    """
+    end = _End()
+    try:
+        with anyio.CancelScope() as scope, _stdin_lines() as lines:
+            end.scope = scope
+            # Only what the SDK iterates over is needed of the file it asks for.
+            stdin = cast("anyio.AsyncFile[str] | None", lines)
+            async with stdio_server(stdin=stdin) as (read, write), anyio.create_task_group() as tg:
+                tg.start_soon(_watch_signals, end)
+                tg.start_soon(_watch_parent, end)
+                await _serve(server._lowlevel_server, read, write)
+                tg.cancel_scope.cancel()
+    finally:
+        if on_exit is not None:
+            with anyio.move_on_after(ON_EXIT_LIMIT_S, shield=True):
+                await on_exit()
+    log.info("stdio_ended", extra={"reason": end.reason})
+    return end.code
+
+
+class _End:
+    """Why serving ends: the first reason counts."""
+
+    def __init__(self) -> None:
+        self.reason, self.code = "eof", 0
+        self.scope: anyio.CancelScope | None = None
+
+    def now(self, reason: str, code: int) -> None:
+        self.reason, self.code = reason, code
+        watchdog = threading.Timer(EXIT_LIMIT_S, os._exit, (code,))
+        watchdog.daemon = True
+        watchdog.start()
+        if self.scope is not None:
+            self.scope.cancel()
+
+
+async def _watch_signals(end: _End) -> None:
+    if sys.platform == "win32":
+        return  # no signal receivers there; Ctrl-C raises KeyboardInterrupt as usual
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            end.now(number.name, 128 + number)
+            # Later signals are swallowed here while the receiver is open; the watchdog is running.
+
+
+async def _watch_parent(end: _End) -> None:
+    """Ends serving when the parent dies without closing our stdin (somebody else holds it too).
+
+    Polling, not PR_SET_PDEATHSIG: that one fires when the *thread* that started us ends.
+    """
+    parent = os.getppid()
+    while os.getppid() == parent:  # noqa: ASYNC110 - nobody could set an event
+        await anyio.sleep(PARENT_POLL_S)
+    end.now("parent_gone", 0)
+
+
+# --- stdin ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _stdin_lines() -> Iterator[AsyncIterator[str] | None]:
+    """The lines of stdin as they arrive; meanwhile fd 0 is /dev/null for everybody else.
+
+    None on Windows, where the SDK's own reader does.
+    """
+    if sys.platform == "win32":
+        yield None
+        return
+    wire = os.dup(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    try:
+        yield _lines(wire)
+    finally:
+        # The thread may still be reading from ``wire``, so that stays open.
+        os.dup2(wire, 0)
+
+
+async def _lines(fd: int) -> AsyncIterator[str]:
+    send, receive = anyio.create_memory_object_stream[bytes](0)
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        # A plain daemon thread on a plain read: it holds no lock that the interpreter would wait
+        # for at exit, and no pool joins it.
+        try:
+            while chunk := os.read(fd, _READ_BYTES):
+                asyncio.run_coroutine_threadsafe(send.send(chunk), loop).result()
+            loop.call_soon_threadsafe(send.close)
+        except (OSError, RuntimeError, anyio.BrokenResourceError):
+            pass  # nobody listens any more
+
+    threading.Thread(target=read, name="stdin", daemon=True).start()
+    rest = b""
+    async with receive:
+        async for chunk in receive:
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                yield line.decode(errors="replace")
+    if rest:
+        yield rest.decode(errors="replace")
+
+
+# --- the protocol eras ---------------------------------------------------------------------------
+
+
+async def _serve(
+    low: Server[Any],
+    read: ObjectReceiveStream[SessionMessage | Exception],
+    write: ObjectSendStream[SessionMessage],
+) -> None:
+    """Serves one connection; ``server/discover`` before anything else does not decide its era.
+
+    Source: https://github.com/anthropics/claude-code/issues/96183 (a client that probes with
+    discover and then initialises on the same pipe).
+    """
+    send, receive = anyio.create_memory_object_stream[SessionMessage | Exception](0)
+
+    async def relay() -> None:
+        decided = False
+        async with send:
+            async for item in read:
+                request = item.message if isinstance(item, SessionMessage) else None
+                if not decided and isinstance(request, JSONRPCRequest):
+                    if _is_probe(request):
+                        await write.send(SessionMessage(_discovered(low, request)))
+                        continue
+                    decided = True
+                await send.send(item)
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(relay)
+        await low.run(receive, write, low.create_initialization_options())
+        tg.cancel_scope.cancel()
+
+
+def _is_probe(request: JSONRPCRequest) -> bool:
+    meta = (request.params or {}).get("_meta")
+    version = meta.get(PROTOCOL_VERSION_META_KEY) if isinstance(meta, dict) else None
+    return request.method == "server/discover" and version in MODERN_PROTOCOL_VERSIONS
+
+
+def _discovered(low: Server[Any], request: JSONRPCRequest) -> JSONRPCResponse:
+    result = DiscoverResult(
+        supported_versions=list(MODERN_PROTOCOL_VERSIONS),
+        capabilities=low.get_capabilities(protocol_version=LATEST_MODERN_VERSION),
+        instructions=low.instructions,
+        result_type="complete",
+        ttl_ms=0,
+        cache_scope="private",
+    ).model_dump(by_alias=True, mode="json", exclude_none=True)
+    result["_meta"] = {SERVER_INFO_META_KEY: low.server_info_stamp}
+    return JSONRPCResponse(jsonrpc="2.0", id=request.id, result=result)
