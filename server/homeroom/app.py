@@ -64,6 +64,9 @@ MESSAGE_LIMIT = 100_000
 TAIL_CHARS = 400
 """How much of an answer in the making is kept for those who follow it."""
 ANSWERS_FOLLOWED = 256
+HEALTH_FRESH_S = 10.0
+"""How long health relies on what Letta last said: it is asked by monitors, often."""
+HEALTH_LIMIT_S = 5.0
 SYNC_WAIT_S = 600.0
 """How long a tool waits for the reconciliation it asked for."""
 
@@ -143,6 +146,7 @@ class App:
         self._intake = IntakeState()
         self._started_s = time.time()
         self._last_sync: dict[str, Any] = {}
+        self._letta_asked_at_s, self._letta_said = float("-inf"), ""
 
     async def _get_matrix(self) -> Matrix:
         if self.matrix is None:
@@ -282,10 +286,12 @@ class App:
 
     async def health(self) -> dict[str, Any]:
         """The truth in one look: ``status`` is ``ok`` only if a message could pass right now."""
-        letta_problem = str(self.letta.error) if self.letta.error else ""
+        letta_problem = str(self.letta.error or "")
+        if not letta_problem:
+            letta_problem = await self._letta_problem()
         matrix_problem = ""
         if self.matrix:
-            matrix_problem = str(self.matrix.error) if self.matrix.error else self._intake.problem
+            matrix_problem = str(self.matrix.error or self._intake.problem)
         holder = await self._store.get_lease()
         problem = letta_problem or matrix_problem or ("" if holder else "nobody runs the bridge")
         return {
@@ -300,6 +306,21 @@ class App:
             "last_sync": self._last_sync,
             "uptime_s": round(time.time() - self._started_s),
         }
+
+    async def _letta_problem(self) -> str:
+        """Why Letta cannot be used right now, asked now: a connection that once worked proves
+        nothing. The answer is kept for a few seconds."""
+        now_s = time.monotonic()
+        if now_s - self._letta_asked_at_s > HEALTH_FRESH_S:
+            self._letta_asked_at_s, self._letta_said = now_s, ""
+            try:
+                with anyio.fail_after(HEALTH_LIMIT_S):
+                    await (await self.letta.get()).list_agents()
+            except TimeoutError:
+                self._letta_said = f"Letta did not answer within {HEALTH_LIMIT_S:.0f} s."
+            except HomeroomError as error:
+                self._letta_said = str(error)
+        return self._letta_said
 
     # --- the loops -------------------------------------------------------------------------------
 

@@ -80,15 +80,19 @@ class Unsupported(Misuse):
 
 
 class Unavailable(HomeroomError):
-    """The service did not take the request; nothing was delivered. The same call may work later."""
+    """The service did not take the request; nothing was delivered. The same call may work later.
+
+    ``what`` says what happened, without the advice.
+    """
 
     def __init__(
         self, service: Service, reason: str = "", retry_after_s: float | None = None
     ) -> None:
         self.service, self.reason, self.retry_after_s = service, reason, retry_after_s
-        because = f": {reason}" if reason else ""
-        when = f" Try again in {retry_after_s:.0f} s." if retry_after_s else " Try again later."
-        super().__init__(f"{_NAMES[service]} is not available{because}.{when}")
+        because = f" ({reason})" if reason else ""
+        self.what = f"{_NAMES[service]} is not available{because}."
+        when = f"Try again in {retry_after_s:.0f} s." if retry_after_s else "Try again later."
+        super().__init__(f"{self.what} {when}")
 
 
 class Rejected(HomeroomError):
@@ -108,8 +112,9 @@ class Uncertain(HomeroomError):
 
     def __init__(self, service: Service, key: str, reason: str = "") -> None:
         self.service, self.key, self.reason = service, key, reason
-        because = f": {reason}" if reason else ""
-        super().__init__(f"{_NAMES[service]} did not answer{because}. It may have been delivered.")
+        because = f" ({reason})" if reason else ""
+        self.what = f"{_NAMES[service]} did not answer{because}."
+        super().__init__(f"{self.what} It may have been delivered.")
 
 
 class LeaseLost(HomeroomError):

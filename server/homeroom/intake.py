@@ -14,6 +14,7 @@ import anyio
 
 from homeroom.errors import Rejected, Unavailable
 from homeroom.matrix import Matrix
+from homeroom.model import RoomEvent
 from homeroom.retry import pause_s
 from homeroom.store import Decide, Store
 
@@ -24,6 +25,8 @@ HEARD_TYPES = frozenset({"m.room.message", "m.room.encrypted"})
 LONG_POLL_MS = 30_000
 """How long the homeserver may hold an empty /sync."""
 
+CURSOR_LAG_S = 60.0
+"""How old the stored cursor may get while nobody but us speaks."""
 REFUSED_PAUSE_S = 30.0
 """A token that is refused does not heal by itself; no need to ask often."""
 
@@ -47,6 +50,7 @@ async def run_intake(
         LeaseLost: another process runs the bridge.
     """
     cursor, failures = await store.get_cursor(), 0
+    committed_at_s = float("-inf")
     while True:
         try:
             batch = await matrix.sync(cursor, LONG_POLL_MS if cursor else 0)
@@ -59,7 +63,15 @@ async def run_intake(
             await anyio.sleep(wait_s)
             continue
         failures, state.problem, state.last_answer_at_s = 0, "", time.time()
-        heard = tuple(e for e in batch.events if e.type in HEARD_TYPES and e.state_key is None)
-        if batch.cursor != cursor or heard:
+        heard = tuple(e for e in batch.events if _is_message(e) and not matrix.is_ghost(e.sender))
+        # What our own ghosts said is no news. Reading it again after a crash does no harm, so the
+        # cursor may lag behind by that much, and a post costs no commit when it comes back.
+        stale = time.monotonic() - committed_at_s > CURSOR_LAG_S
+        if heard or batch.members or batch.left_rooms or (stale and batch.cursor != cursor):
             await store.record_batch(replace(batch, events=heard), decide, matrix.is_ghost, fence)
+            committed_at_s = time.monotonic()
         cursor = batch.cursor
+
+
+def _is_message(event: RoomEvent) -> bool:
+    return event.type in HEARD_TYPES and event.state_key is None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,7 +45,7 @@ class Courier(Protocol):
 
     async def deliver(self, item: Item) -> Outcome: ...
 
-    def on_delay(self, item: Item, error: HomeroomError) -> Sequence[NewItem]:
+    def on_delay(self, item: Item, error: Unavailable | Uncertain) -> Sequence[NewItem]:
         """What to tell whom when an item has to wait for a service. Pure."""
 
     def on_parked(self, item: Item, reason: str, *, delivered: bool) -> Sequence[NewItem]:
@@ -79,39 +79,50 @@ class Mailbox:
                 await changed.wait()
 
     async def run_worker(
-        self, courier: Courier, *, fence: int, in_flight: dict[ItemKind, int]
+        self, courier: Courier, *, fence: int, in_flight: Mapping[ItemKind, int]
     ) -> None:
         """Works items until cancelled, at most ``in_flight`` of each kind at once.
 
         Raises LeaseLost when another process has taken over: nothing more may be written.
         """
-        slots = dict(in_flight)
-        freed = anyio.Event()
+        slots = _Slots(in_flight)
 
         async def work(item: Item) -> None:
-            nonlocal freed
-            try:
-                await self._work(item, courier, fence)
-            finally:
-                slots[item.kind] += 1
-                freed.set()
-                freed = anyio.Event()
+            while True:
+                # The post of an answer is claimed with the commit that records the answer.
+                post = slots.take(ItemKind.POST)
+                follower: Item | None = None
+                try:
+                    claim_next = (ItemKind.POST,) if post else ()
+                    follower = await self._work(item, courier, fence, claim_next)
+                finally:
+                    slots.give(item.kind)
+                    if post and follower is None:
+                        slots.give(ItemKind.POST)
+                if follower is None:
+                    return
+                item = follower
 
         async with anyio.create_task_group() as workers:
             while True:
-                changed, slot = self._store.changed, freed
-                kinds = [kind for kind, free in slots.items() if free]
-                item = await self._store.claim(kinds, fence) if kinds else None
-                if item:
-                    slots[item.kind] -= 1
-                    workers.start_soon(work, item)
-                    continue
-                due_ms = await self._store.next_due_ms(kinds) if kinds else None
+                changed, freed, kinds = self._store.changed, slots.freed, slots.free_kinds()
+                due_ms = None
+                if kinds:
+                    item, due_ms = await self._store.claim(kinds, fence)
+                    if item:
+                        slots.take(item.kind)
+                        workers.start_soon(work, item)
+                        continue
                 wait_s = max(0.0, due_ms / 1000 - time.time()) if due_ms else 60.0
-                await _first_of(wait_s, changed, slot)
+                await _first_of(wait_s, changed, freed)
 
-    async def _work(self, item: Item, courier: Courier, fence: int) -> None:
-        """Carries one item out and writes down what came of it. One sick item harms no other."""
+    async def _work(
+        self, item: Item, courier: Courier, fence: int, claim_next: Sequence[ItemKind]
+    ) -> Item | None:
+        """Carries one item out and writes down what came of it. One sick item harms no other.
+
+        Returns the item that was claimed along with that, if any.
+        """
         try:
             outcome = await courier.deliver(item)
         except LeaseLost:
@@ -129,9 +140,11 @@ class Mailbox:
             reason = f"a fault in Homeroom, incident {incident}; its log has the rest"
             await self._park(item, reason, courier, fence, delivered=True)
         else:
-            await self._store.finish(
-                item, ItemState.DONE, fence=fence, result=outcome.result, then=outcome.then
-            )
+            return await self._store.finish(
+                item, ItemState.DONE, fence=fence, result=outcome.result, then=outcome.then,
+                claim_next=claim_next,
+            )  # fmt: skip
+        return None
 
     async def _put_off(
         self, item: Item, error: Unavailable | Uncertain, courier: Courier, fence: int,
@@ -163,6 +176,30 @@ class Mailbox:
             reason=reason,
             then=courier.on_parked(item, reason, delivered=delivered),
         )
+
+
+class _Slots:
+    """How many more items of each kind may be worked on."""
+
+    def __init__(self, counts: Mapping[ItemKind, int]) -> None:
+        self._free = dict(counts)
+        self.freed = anyio.Event()
+        """Set when the next slot becomes free."""
+
+    def free_kinds(self) -> list[ItemKind]:
+        return [kind for kind, count in self._free.items() if count > 0]
+
+    def take(self, kind: ItemKind) -> bool:
+        """Whether there was one to take."""
+        if self._free.get(kind, 0) <= 0:
+            return False
+        self._free[kind] -= 1
+        return True
+
+    def give(self, kind: ItemKind) -> None:
+        self._free[kind] += 1
+        self.freed.set()
+        self.freed = anyio.Event()
 
 
 async def _first_of(timeout_s: float, *events: anyio.Event) -> None:

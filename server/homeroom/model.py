@@ -76,8 +76,6 @@ class Capabilities:
     """Isolated contexts per agent. Without them an agent has a single lane."""
     memory: bool = False
     cancel: bool = False
-    deduplicates: bool = False
-    """A turn sent again with the same key is not run again."""
     finds_turns: bool = False
     """``find_turn`` can tell whether a turn was taken."""
 

@@ -9,10 +9,10 @@ told why.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from collections.abc import Mapping as Dict
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from html import escape
 from typing import Any
 
@@ -21,7 +21,7 @@ import anyio.abc
 import nh3
 from markdown_it import MarkdownIt
 
-from homeroom.errors import HomeroomError, NotFound, Unavailable
+from homeroom.errors import HomeroomError, NotFound, Unavailable, Uncertain
 from homeroom.letta import Letta
 from homeroom.mailbox import Outcome
 from homeroom.matrix import Matrix
@@ -269,9 +269,11 @@ class Relay:
     ) -> None:
         self._store, self._fence = store, fence
         self._letta, self._matrix = letta, matrix
-        self._background = background
+        self._typing = _Typing(matrix, background)
         self._on_progress = on_progress
         self._whole_agent: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
+        # Only who holds the lease writes them, so they need not be read twice.
+        self._conversations: dict[tuple[AgentId, str], ConversationId] = {}
 
     async def deliver(self, item: Item) -> Outcome:
         """Carries one item out; see ``Courier``."""
@@ -281,31 +283,23 @@ class Relay:
 
     async def _deliver_post(self, item: Item) -> Outcome:
         matrix = await self._matrix()
-        event_id = await matrix.post(
-            GhostId(item.payload["ghost"]),
-            RoomId(item.payload["room_id"]),
-            item.payload["content"],
-            item.id,
-        )
+        ghost, room_id = GhostId(item.payload["ghost"]), RoomId(item.payload["room_id"])
+        try:
+            event_id = await matrix.post(ghost, room_id, item.payload["content"], item.id)
+        finally:
+            self._typing.settle(ghost, room_id)
         return Outcome({"event_id": event_id})
 
     async def _deliver_turn(self, item: Item) -> Outcome:
         payload = item.payload
         letta = await self._letta()
-        typing = anyio.CancelScope()
-        if room_id := payload.get("room_id") or payload.get("mirror_room_id"):
-            # In the background, so that its end does not hold up the answer.
-            self._background.start_soon(
-                self._show_typing, GhostId(payload["ghost"]), RoomId(room_id), typing
-            )
-        try:
+        room_id = payload.get("room_id") or payload.get("mirror_room_id")
+        with self._typing.shown(payload["ghost"], room_id) if room_id else nullcontext():
             if letta.capabilities.conversations:
                 turn = await self._turn(letta, item)
             else:  # one context: two turns at once would lose one of them (measured on V1)
                 async with self._whole_agent[payload["agent_id"]]:
                     turn = await self._turn(letta, item)
-        finally:
-            typing.cancel()
         return Outcome({"text": turn.text, "stop_reason": turn.stop_reason}, _answers(item, turn))
 
     async def _turn(self, letta: Letta, item: Item) -> Turn:
@@ -331,8 +325,8 @@ class Relay:
         except NotFound as error:
             if error.kind != "conversation":
                 raise
-            # Somebody deleted the conversation in Letta: nothing was delivered, begin a new one.
-            conversation = await self._new_conversation(letta, agent_id, scope)
+            # Deleted by somebody, or cut off with us at our last crash: go on in another one.
+            conversation = await self._new_conversation(letta, agent_id, scope, conversation)
             return await letta.turn(
                 agent_id, text, conversation=conversation, key=item.key, on_delta=on_delta
             )
@@ -351,43 +345,36 @@ class Relay:
     ) -> ConversationId | None:
         if not letta.capabilities.conversations:
             return None
-        known = await self._store.find_conversation(agent_id, scope)
-        return known or await self._new_conversation(letta, agent_id, scope)
+        known = self._conversations.get((agent_id, scope))
+        if known is None:
+            known = await self._store.find_conversation(agent_id, scope)
+        if known is None:
+            return await self._new_conversation(letta, agent_id, scope)
+        self._conversations[agent_id, scope] = known
+        return known
 
     async def _new_conversation(
-        self, letta: Letta, agent_id: AgentId, scope: str
+        self, letta: Letta, agent_id: AgentId, scope: str, like: ConversationId | None = None
     ) -> ConversationId | None:
         title = "Homeroom: private" if scope == PRIVATE_SCOPE else f"Matrix room {scope}"
-        conversation = await letta.open_conversation(agent_id, title)
+        conversation = await letta.open_conversation(agent_id, title, like)
         if conversation:
             await self._store.save_conversation(agent_id, scope, conversation, self._fence)
+            self._conversations[agent_id, scope] = conversation
         return conversation
-
-    async def _show_typing(self, ghost: GhostId, room_id: RoomId, scope: anyio.CancelScope) -> None:
-        """Shows the ghost typing until ``scope`` is cancelled: a courtesy, so it may fail."""
-        with suppress(HomeroomError):
-            matrix = await self._matrix()
-            try:
-                with scope:
-                    while True:
-                        await matrix.set_typing(ghost, room_id, True, TYPING_MS)
-                        await anyio.sleep(TYPING_MS / 1000 * 0.8)
-            finally:
-                with anyio.move_on_after(2, shield=True):
-                    await matrix.set_typing(ghost, room_id, False)
 
     # --- what people are told when it does not work: pure ----------------------------------------
 
-    def on_delay(self, item: Item, error: HomeroomError) -> Sequence[NewItem]:
+    def on_delay(self, item: Item, error: Unavailable | Uncertain) -> Sequence[NewItem]:
         """Says once per message that it has to wait, and why."""
         if item.kind is not ItemKind.TURN or not item.payload.get("event_id"):
             return ()
         certainty = (
-            "It may have been delivered; I am finding out before I send it again."
+            "Your message may have been delivered; I find out before I send it again."
             if not isinstance(error, Unavailable)
-            else "It was not delivered yet; it is kept, and I go on trying for an hour."
+            else "Your message was not delivered yet: it is kept, and I go on trying for an hour."
         )
-        return (self._notice(item, f"⏳ Your message has to wait. {error} {certainty}", "delay"),)
+        return (self._notice(item, f"⏳ {error.what} {certainty}", "delay"),)
 
     def on_parked(self, item: Item, reason: str, *, delivered: bool) -> Sequence[NewItem]:
         """Says that a message was given up, why, and whether the agent may have got it."""
@@ -410,6 +397,55 @@ class Relay:
             payload["ghost"], payload["room_id"], payload["event_id"], text,
             dedupe_key=f"{why}:{item.id}", thread=payload.get("thread"),
         )  # fmt: skip
+
+
+class _Typing:
+    """Shows ghosts typing while their agents work: a courtesy, which may fail without harm.
+
+    It goes on until the answer is posted, and all of it happens in the background: a homeserver
+    does one thing at a time, and the answer shall not wait for the end of the typing.
+    """
+
+    def __init__(
+        self, matrix: Callable[[], Awaitable[Matrix]], background: anyio.abc.TaskGroup
+    ) -> None:
+        self._matrix, self._background = matrix, background
+        self._turns: Counter[tuple[str, str]] = Counter()
+        self._scopes: dict[tuple[str, str], anyio.CancelScope] = {}
+
+    @contextmanager
+    def shown(self, ghost: str, room_id: str) -> Iterator[None]:
+        """Shows it for a turn; after one that failed nobody waits for a post."""
+        place = (ghost, room_id)
+        self._turns[place] += 1
+        if place not in self._scopes:
+            scope = self._scopes[place] = anyio.CancelScope()
+            self._background.start_soon(self._show, GhostId(ghost), RoomId(room_id), scope)
+        try:
+            yield
+        except BaseException:
+            self._turns[place] -= 1
+            self.settle(ghost, room_id)
+            raise
+        self._turns[place] -= 1
+
+    def settle(self, ghost: str, room_id: str) -> None:
+        """Ends it, unless another turn has begun in the room."""
+        place = (ghost, room_id)
+        if not self._turns[place] and (scope := self._scopes.pop(place, None)):
+            scope.cancel()
+
+    async def _show(self, ghost: GhostId, room_id: RoomId, scope: anyio.CancelScope) -> None:
+        with suppress(HomeroomError):
+            matrix = await self._matrix()
+            try:
+                with scope:
+                    while True:
+                        await matrix.set_typing(ghost, room_id, True, TYPING_MS)
+                        await anyio.sleep(TYPING_MS / 1000 * 0.8)
+            finally:
+                with anyio.move_on_after(2, shield=True):
+                    await matrix.set_typing(ghost, room_id, False)
 
 
 def _answers(item: Item, turn: Turn) -> list[NewItem]:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from homeroom.errors import LimitExceeded, NotFound, Unavailable, Uncertain
-from homeroom.letta.app_server import UNCONFIRMED, AppServerLetta
+from homeroom.letta.app_server import AppServerLetta
 from homeroom.letta.link import Link
 from homeroom.letta.run import Run
 from homeroom.local.scripted_model import ScriptedModel
@@ -177,7 +177,7 @@ async def test_a_key_may_hold_any_characters(app_server: AppServerHarness) -> No
     assert turn.text == "echo: hello"
 
 
-async def test_a_key_is_answered_once_however_often_it_is_sent(
+async def test_a_key_is_run_once_by_one_client_and_again_by_one_that_did_not_see_its_end(
     app_server: AppServerHarness, scripted_model: ScriptedModel
 ) -> None:
     agent, key, words = await app_server.create_agent(fresh("once")), fresh("k"), fresh("hello")
@@ -186,9 +186,9 @@ async def test_a_key_is_answered_once_however_often_it_is_sent(
         again = await letta.turn(agent.id, words, conversation=None, key=key)
     async with asyncio.timeout(WAIT_S), AppServerLetta.open(app_server.config()) as letta:
         later = await letta.turn(agent.id, words, conversation=None, key=key)
-    assert first == again
-    assert (later.text, later.stop_reason) == (first.text, UNCONFIRMED)
-    assert await calls(scripted_model, words) == 1
+        assert later == await letta.turn(agent.id, words, conversation=None, key=key)
+    assert first == again and later.text == first.text
+    assert await calls(scripted_model, words) == 2
 
 
 async def test_a_key_whose_turn_failed_can_be_sent_again(
@@ -257,24 +257,52 @@ async def test_a_turn_lost_with_the_server_is_uncertain_and_then_found(
     assert len(found.text.split()) == 30
 
 
-async def test_what_a_dead_client_left_half_said_is_marked(app_server: AppServerHarness) -> None:
-    """The server cancels a turn when its last listener goes, and keeps what was said."""
+async def test_what_a_dead_client_left_half_said_is_said_whole_in_a_fork(
+    app_server: AppServerHarness,
+) -> None:
+    """The server cuts a turn off when its last listener goes, and blocks the conversation."""
     agent, key, heard = await app_server.create_agent(fresh("cut")), fresh("k"), Heard()
-    script = "!chunkdelay 0.1\n!words 100"
+    script = "!chunkdelay 0.1\n!words 40"
     async with asyncio.timeout(WAIT_S):
         async with AppServerLetta.open(app_server.config()) as letta:
+            room = await letta.open_conversation(agent.id, "room")
+            await letta.turn(agent.id, "my colour is teal", conversation=room, key=fresh("k"))
             sent = asyncio.create_task(
-                letta.turn(agent.id, script, conversation=None, key=key, on_delta=heard)
+                letta.turn(agent.id, script, conversation=room, key=key, on_delta=heard)
             )
             await heard.first.wait()
             sent.cancel()
         with pytest.raises(asyncio.CancelledError):
             await sent
         async with AppServerLetta.open(app_server.config()) as letta:
-            found = await letta.find_turn(agent.id, conversation=None, key=key, text=script)
-    assert found is not None
-    assert found.stop_reason in (UNCONFIRMED, "cancelled")
-    assert 0 < len(found.text.split()) < 100
+            assert await letta.find_turn(agent.id, conversation=room, key=key, text="") is None
+            with pytest.raises(NotFound) as blocked:
+                await letta.turn(agent.id, script, conversation=room, key=key)
+            assert blocked.value.kind == "conversation"
+            fork = await letta.open_conversation(agent.id, "room", room)
+            turn = await letta.turn(agent.id, script, conversation=fork, key=key)
+            known = await letta.turn(
+                agent.id, "What is my colour?", conversation=fork, key=fresh("k")
+            )
+    assert len(turn.text.split()) == 40
+    assert "teal" in known.text, "the fork remembers what was said before"
+
+
+async def test_a_changed_memory_is_known_in_every_later_turn_of_a_running_conversation(
+    app_server: AppServerHarness,
+) -> None:
+    agent = await app_server.create_agent(fresh("memo"), blocks={"human": "nothing"})
+    async with asyncio.timeout(WAIT_S), AppServerLetta.open(app_server.config()) as letta:
+        room = await letta.open_conversation(agent.id, "room")
+        await letta.turn(agent.id, "hello", conversation=room, key=fresh("k"))
+        await letta.write_block(agent.id, "human", "favourite colour is teal.")
+        said = [
+            await letta.turn(
+                agent.id, "What is my favourite colour?", conversation=room, key=fresh("k")
+            )
+            for _ in range(3)
+        ]
+    assert ["teal" in turn.text for turn in said] == [True, True, True]
 
 
 async def test_messages_sent_at_once_to_one_conversation_are_all_answered(

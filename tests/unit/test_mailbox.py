@@ -25,6 +25,10 @@ def new(lane: str, key: str, **payload: Any) -> NewItem:
     return NewItem(lane=lane, kind=TURN, payload=payload, dedupe_key=key)
 
 
+async def claim(store: Store, fence: int) -> Item | None:
+    return (await store.claim([TURN], fence))[0]
+
+
 async def lease(store: Store, owner: str = "me", ttl_ms: int = 60_000) -> int:
     taken = await store.take_lease(owner, rank=1, ttl_ms=ttl_ms)
     assert taken.fence
@@ -35,13 +39,13 @@ async def test_a_lane_is_worked_in_order_and_another_lane_does_not_wait(tmp_path
     async with open_store(tmp_path / "s.db") as store:
         fence = await lease(store)
         await store.put([new("a", "1"), new("a", "2"), new("b", "3")])
-        first = await store.claim([TURN], fence)
-        second = await store.claim([TURN], fence)
+        first = await claim(store, fence)
+        second = await claim(store, fence)
         assert first and second
         assert (first.dedupe_key, second.dedupe_key) == ("1", "3")
-        assert await store.claim([TURN], fence) is None
+        assert await claim(store, fence) is None
         await store.finish(first, ItemState.DONE, fence=fence)
-        third = await store.claim([TURN], fence)
+        third = await claim(store, fence)
         assert third and third.dedupe_key == "2"
 
 
@@ -49,11 +53,11 @@ async def test_the_same_cause_is_the_same_item_also_after_it_is_done(tmp_path: P
     async with open_store(tmp_path / "s.db") as store:
         fence = await lease(store)
         (one,) = await store.put([new("a", "event:1")])
-        item = await store.claim([TURN], fence)
+        item = await claim(store, fence)
         assert item
         await store.finish(item, ItemState.DONE, fence=fence)
         assert await store.put([new("a", "event:1")]) == [one]
-        assert await store.claim([TURN], fence) is None
+        assert await claim(store, fence) is None
 
 
 async def test_whoever_lost_the_lease_can_write_nothing_any_more(tmp_path: Path) -> None:
@@ -61,7 +65,7 @@ async def test_whoever_lost_the_lease_can_write_nothing_any_more(tmp_path: Path)
     async with open_store(path) as first, open_store(path) as second:
         old = await lease(first, "first", ttl_ms=0)
         await first.put([new("a", "1")])
-        item = await first.claim([TURN], old)
+        item = await claim(first, old)
         assert item and not item.begun
         fence = await lease(second, "second")
         for attempt in (
@@ -72,7 +76,7 @@ async def test_whoever_lost_the_lease_can_write_nothing_any_more(tmp_path: Path)
         ):
             with pytest.raises(LeaseLost, match="second"):
                 await attempt
-        again = await second.claim([TURN], fence)
+        again = await claim(second, fence)
         assert again and again.id == item.id
         assert again.begun, "its effect may have happened: the new owner must look first"
         assert again.key == item.key
@@ -90,13 +94,13 @@ async def test_a_clean_failure_gets_a_fresh_key_and_an_unclear_one_keeps_it(tmp_
     async with open_store(tmp_path / "s.db") as store:
         fence = await lease(store)
         await store.put([new("a", "1")])
-        item = await store.claim([TURN], fence)
+        item = await claim(store, fence)
         assert item
         await store.retry(item, fence=fence, delay_ms=0, reason="lost", delivered=True)
-        unclear = await store.claim([TURN], fence)
+        unclear = await claim(store, fence)
         assert unclear and unclear.begun and unclear.key == item.key
         await store.retry(unclear, fence=fence, delay_ms=0, reason="away", delivered=False)
-        clean = await store.claim([TURN], fence)
+        clean = await claim(store, fence)
         assert clean and not clean.begun and clean.key != item.key
 
 
@@ -105,13 +109,12 @@ async def test_an_item_that_is_put_off_holds_its_lane_and_is_due_later(tmp_path:
     async with open_store(tmp_path / "s.db", now_ms=lambda: now[0]) as store:
         fence = await lease(store)
         await store.put([new("a", "1"), new("a", "2")])
-        item = await store.claim([TURN], fence)
+        item = await claim(store, fence)
         assert item
         await store.retry(item, fence=fence, delay_ms=500, reason="later", delivered=False)
-        assert await store.claim([TURN], fence) is None
-        assert await store.next_due_ms([TURN]) == 1_000_500
+        assert await store.claim([TURN], fence) == (None, 1_000_500)
         now[0] += 500
-        again = await store.claim([TURN], fence)
+        again = await claim(store, fence)
         assert again and again.dedupe_key == "1"
 
 
@@ -296,7 +299,7 @@ class MailboxMachine(RuleBasedStateMachine):
 
     @rule()
     def claim(self) -> None:
-        item = self.portal.call(self.store.claim, [TURN], self.fence)
+        item = self.portal.call(claim, self.store, self.fence)
         heads = {
             keys[0]
             for keys in self.lanes.values()

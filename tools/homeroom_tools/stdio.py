@@ -50,7 +50,9 @@ log = logging.getLogger(__name__)
 
 
 async def run_stdio(
-    server: MCPServer[Any], on_exit: Callable[[], Awaitable[None]] | None = None
+    server: MCPServer[Any],
+    on_exit: Callable[[], Awaitable[None]] | None = None,
+    on_answered: Callable[[], None] = lambda: None,
 ) -> int:
     """Serves the client on stdin and stdout until it leaves; returns the process's exit code.
 
@@ -58,6 +60,8 @@ async def run_stdio(
     ``on_exit`` runs in each case (and when cancelled) before this returns, for at most
     ``ON_EXIT_LIMIT_S``. After a signal a watchdog ends the process at ``EXIT_LIMIT_S`` even if the
     caller's clean-up hangs, so nothing but clean-up may follow. Once per process, main thread.
+    ``on_answered`` is called when the client's second message shows that it had the answer to the
+    first: the time to begin what would have kept it waiting.
     """
     end = _End()
     try:
@@ -68,7 +72,7 @@ async def run_stdio(
             async with stdio_server(stdin=stdin) as (read, write), anyio.create_task_group() as tg:
                 tg.start_soon(_watch_signals, end)
                 tg.start_soon(_watch_parent, end)
-                await _serve(server._lowlevel_server, read, write)
+                await _serve(server._lowlevel_server, read, write, on_answered)
                 tg.cancel_scope.cancel()
     finally:
         if on_exit is not None:
@@ -169,6 +173,7 @@ async def _serve(
     low: Server[Any],
     read: ObjectReceiveStream[SessionMessage | Exception],
     write: ObjectSendStream[SessionMessage],
+    on_answered: Callable[[], None],
 ) -> None:
     """Serves one connection; ``server/discover`` before anything else does not decide its era.
 
@@ -178,9 +183,12 @@ async def _serve(
     send, receive = anyio.create_memory_object_stream[SessionMessage | Exception](0)
 
     async def relay() -> None:
-        decided = False
+        decided, count = False, 0
         async with send:
             async for item in read:
+                count += 1
+                if count == 2:
+                    on_answered()
                 request = item.message if isinstance(item, SessionMessage) else None
                 if not decided and isinstance(request, JSONRPCRequest):
                     if _is_probe(request):

@@ -31,8 +31,13 @@ class Letta(Protocol):
     async def get_agent(self, agent_id: AgentId) -> Agent:
         """Raises NotFound."""
 
-    async def open_conversation(self, agent_id: AgentId, title: str) -> ConversationId | None:
-        """A new isolated context of the agent; None where the back end has none."""
+    async def open_conversation(
+        self, agent_id: AgentId, title: str, like: ConversationId | None = None
+    ) -> ConversationId | None:
+        """A new isolated context of the agent; None where the back end has none.
+
+        With ``like`` it begins with what was said in that one, where that can still be had.
+        """
 
     async def turn(
         self,
@@ -45,11 +50,12 @@ class Letta(Protocol):
     ) -> Turn:
         """Runs the agent on ``text`` until it stops, however long that takes.
 
-        ``key`` identifies the message (at most 64 characters); a back end that deduplicates runs
-        it once however often it is sent. Cancelling the call cancels the wait, not the agent.
+        ``key`` identifies the message (at most 64 characters), for ``find_turn``. Cancelling the
+        call cancels the wait; whether it stops the agent is the back end's affair.
 
         Raises:
-            NotFound: the agent or the conversation is gone.
+            NotFound: the agent or the conversation is gone, or the conversation can take no
+                more turns (``kind`` says which); open another one, ``like`` it.
             Unavailable: nothing was delivered (could not connect, or the model is down).
             Rejected: Letta or its model refused, a person must act.
             Uncertain: the answer was lost after the message had been sent, or the agent was
@@ -60,8 +66,8 @@ class Letta(Protocol):
         self, agent_id: AgentId, *, conversation: ConversationId | None, key: str, text: str
     ) -> Turn | None:
         """The finished turn of a message sent earlier with ``key``, waiting for one that is still
-        running; None if Letta never took it (or it failed and left no trace), so that sending it
-        (again) is safe.
+        running; None if Letta never took it, or it failed or was cut off half way, so that it
+        shall be sent (again).
 
         Raises:
             Uncertain: it cannot be known.

@@ -10,12 +10,13 @@ What Letta Code 0.34.12 does with a ``client_message_id`` (measured, kill -9 inc
 * the user message carries it as ``otid`` in the conversation's history, for good;
 * a server that was killed runs the message again by itself, as soon as somebody opens the
   conversation, and the history then has the user message twice;
-* a turn whose last subscriber goes away is cancelled, and what it had said so far stays in the
-  history as if it were whole.
+* a turn whose last subscriber goes away is cut off. What it had said so far stays in the history
+  as if it were whole, and the conversation takes no turn any more ("already has an active run").
+  A fork of it does.
 
-So the history decides. A key that has an answer there is not sent again; one without gets a new
-id (``key``, ``key#2``, ...). Only the last of these cases cannot be told from a finished turn: the
-text found then comes with the stop reason ``unconfirmed``.
+So an answer counts if we saw its turn end, and not because the history has a text. A key that was
+sent and has no such answer is sent again with a new id (``key``, ``key#2``, ...), if need be in a
+fork: the agent may then have been asked twice, but nobody is answered twice or with half a text.
 """
 
 from __future__ import annotations
@@ -33,9 +34,6 @@ from homeroom.letta import OnDelta, memfs
 from homeroom.letta.link import LOST, Link, Scope
 from homeroom.letta.run import LoopState, Run, consumer_id, joined, text_of
 from homeroom.model import Agent, AgentId, Block, Capabilities, ConversationId, Json, Turn
-
-UNCONFIRMED = "unconfirmed"
-"""Stop reason of a turn that was found in the history: it may have been cut off."""
 
 _PAGE = 500
 _THREAD = "Homeroom: main thread"
@@ -62,6 +60,10 @@ class AppServerLetta:
         self._silence_s = turn_silence_s
         # A bonus, not a record: without it (after a restart) the history is asked.
         self._seen: dict[str, Turn] = {}
+        self._tried: dict[str, int] = {}
+        """How often each key was sent, as far as we know."""
+        self._joined: dict[Scope, int] = {}
+        """The connection on which we subscribed to each conversation."""
         self._threads: dict[AgentId, str] = {}
         self._threads_lock = asyncio.Lock()
         self._capabilities = Capabilities(
@@ -70,7 +72,6 @@ class AppServerLetta:
             conversations=True,
             memory=True,
             cancel=True,
-            deduplicates=True,
             finds_turns=True,
         )
 
@@ -160,7 +161,15 @@ class AppServerLetta:
     async def delete_agent(self, agent_id: AgentId) -> None:
         await self._link.request("agent_delete", key=agent_id, agent_id=agent_id)
 
-    async def open_conversation(self, agent_id: AgentId, title: str) -> ConversationId | None:
+    async def open_conversation(
+        self, agent_id: AgentId, title: str, like: ConversationId | None = None
+    ) -> ConversationId | None:
+        if like is not None:
+            with suppress(NotFound, Rejected):
+                fork = await self._link.request(
+                    "conversation_fork", key=title, agent_id=agent_id, conversation_id=like
+                )
+                return ConversationId(fork["conversation"]["id"])
         body = {"agent_id": agent_id, "summary": title}
         answer = await self._link.request("conversation_create", key=title, body=body)
         return ConversationId(answer["conversation"]["id"])
@@ -181,13 +190,15 @@ class AppServerLetta:
         if key in self._seen:
             return self._seen[key]
         with self._link.watch(scope) as events:
-            earlier = await self._earlier(scope, events, key)
-            if earlier.turn is not None:
-                return earlier.turn
-            for attempt in (earlier.count + 1, earlier.count + 2):
-                run = Run(_message_id(key, attempt), on_delta)
+            if self._joined.get(scope) != self._link.connection_count:
+                await self._join(scope, events)
+            for _ in range(2):
+                self._tried[key] = self._tried.get(key, 0) + 1
+                run = Run(_message_id(key, self._tried[key]), on_delta)
                 await self._submit(scope, text, run.id, key)
                 if await self._follow(scope, events, run, key):
+                    if run.refused:
+                        raise NotFound("conversation", scope[1])
                     return self._note(key, run.result())
                 # Taken once before, and it failed without leaving a trace in the history.
         raise Uncertain("letta", key, "it took the message and shows nothing for it")
@@ -197,7 +208,11 @@ class AppServerLetta:
     ) -> Turn | None:
         scope = await self._scope(agent_id, conversation)
         with self._link.watch(scope) as events:
-            return self._seen.get(key) or (await self._earlier(scope, events, key)).turn
+            if key in self._seen:
+                return self._seen[key]
+            earlier = await self._earlier(scope, events, key)
+            self._tried[key] = max(earlier.count, self._tried.get(key, 0))
+            return earlier.turn
 
     async def _scope(self, agent_id: AgentId, conversation: ConversationId | None) -> Scope:
         """The conversation itself, or the one that we keep as the agent's main thread.
@@ -219,8 +234,9 @@ class AppServerLetta:
 
     def _note(self, key: str, turn: Turn) -> Turn:
         self._seen[key] = turn
-        while len(self._seen) > _SEEN_TURNS:
-            del self._seen[next(iter(self._seen))]
+        for known in (self._seen, self._tried):
+            while len(known) > _SEEN_TURNS:
+                del known[next(iter(known))]
         return turn
 
     async def cancel(self, agent_id: AgentId, conversation: ConversationId | None) -> bool:
@@ -240,10 +256,9 @@ class AppServerLetta:
             await self._follow(scope, events, run, key)
             earlier = await self._search(scope, key)
             if run.failed:
-                return _Earlier(earlier.count, None)
+                return _Earlier(earlier.count)
             # What it said before we joined is in the history only.
-            text = earlier.turn.text if earlier.turn else ""
-            return _Earlier(earlier.count, self._note(key, Turn(text, run.ended)))
+            return _Earlier(earlier.count, self._note(key, Turn(earlier.text, run.ended)))
         return earlier
 
     async def _join(
@@ -260,6 +275,7 @@ class AppServerLetta:
             wait_for_replay=True,
             force_device_status=False,
         )
+        self._joined[scope] = self._link.connection_count
         state = LoopState()
         while not events.empty():
             event = events.get_nowait()
@@ -288,13 +304,12 @@ class AppServerLetta:
                 elif kind == "user_message":
                     count = _attempt(str(message.get("otid") or ""), key)
                     if count:
-                        text = joined(reversed(answers))
-                        return _Earlier(count, Turn(text, UNCONFIRMED) if text else None, newest)
+                        return _Earlier(count, None, joined(reversed(answers)), newest)
                     answers, newest = [], False
             before = page.get("next_before")
             if not page.get("has_more") or not before:
                 break
-        return _Earlier(0, None)
+        return _Earlier(0)
 
     async def _submit(self, scope: Scope, text: str, message_id: str, key: str) -> None:
         message = {"role": "user", "content": text, "client_message_id": message_id}
@@ -396,8 +411,22 @@ class AppServerLetta:
                     what, int(too_long[2]), int(too_long[1]), "characters"
                 ) from None
             raise
+        await self._recompile(agent_id)
         after = await self._read(agent_id, path)
         return memfs.parse(label, after or "", limit).block
+
+    async def _recompile(self, agent_id: AgentId) -> None:
+        """Has every conversation of the agent know its memory as it is now.
+
+        By itself a running conversation is told of a change in its next turn and forgets it in the
+        one after that (0.34.12).
+        """
+        query = {"agent_id": agent_id, "limit": _PAGE}
+        listed = await self._link.request("conversation_list", query=query)
+        for conversation in listed["conversations"]:
+            await self._link.request(
+                "conversation_recompile", agent_id=agent_id, conversation_id=conversation["id"]
+            )
 
     async def _labels(self, agent_id: AgentId) -> list[str]:
         listed = await self._link.request("list_memory", agent_id=agent_id)
@@ -435,7 +464,10 @@ class _Earlier:
     """The traces of a key: how often it was tried, and what it got."""
 
     count: int
-    turn: Turn | None
+    turn: Turn | None = None
+    """Its turn, if we saw it end."""
+    text: str = ""
+    """What the history has for it, whole or not."""
     newest: bool = False
     """Nobody said anything after it."""
 

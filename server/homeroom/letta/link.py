@@ -59,6 +59,8 @@ class Link:
         self._pending: dict[str, asyncio.Future[Json]] = {}
         self._entries: dict[str, list[Json]] = {}
         self._watchers: dict[Scope, list[asyncio.Queue[Json]]] = {}
+        self.connection_count = 0
+        """How often it connected: what a server keeps per connection is gone with each."""
 
     @classmethod
     @asynccontextmanager
@@ -131,6 +133,7 @@ class Link:
                 return self._socket
             await self._close()
             self._socket = await self._connect()
+            self.connection_count += 1
             self._reader = asyncio.create_task(self._read(self._socket), name="app-server-reader")
             return self._socket
 
@@ -159,7 +162,7 @@ class Link:
             ) from None
         except (InvalidHandshake, InvalidMessage, OSError, EOFError) as error:
             # OSError includes refused connections, name resolution and timeouts.
-            raise Unavailable("letta", type(error).__name__) from None
+            raise Unavailable("letta", _why(error)) from None
 
     async def _read(self, socket: ClientConnection) -> None:
         try:
@@ -213,3 +216,12 @@ def _checked(answer: Json) -> Json:
 
 def _lost(key: str, reason: str) -> Unavailable | Uncertain:
     return Uncertain("letta", key, reason) if key else Unavailable("letta", reason)
+
+
+def _why(error: Exception) -> str:
+    """Why no connection came about, in words for whoever waits for an answer."""
+    if isinstance(error, ConnectionRefusedError):
+        return "nothing listens there"
+    if isinstance(error, TimeoutError):
+        return "it does not answer"
+    return "no connection"

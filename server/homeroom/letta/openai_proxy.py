@@ -85,7 +85,9 @@ class OpenAIProxyLetta:
             raise NotFound("agent", agent_id, difflib.get_close_matches(agent_id, agents))
         return agents[agent_id]
 
-    async def open_conversation(self, agent_id: AgentId, title: str) -> ConversationId | None:
+    async def open_conversation(
+        self, agent_id: AgentId, title: str, like: ConversationId | None = None
+    ) -> ConversationId | None:
         """A fresh chat key, which the server turns into a conversation at the first message; None
         where the server is not known to honour such keys."""
         if not self._capabilities.conversations:

@@ -119,7 +119,9 @@ class RestLetta:
         )
         return _agent(found)
 
-    async def open_conversation(self, agent_id: AgentId, title: str) -> ConversationId | None:
+    async def open_conversation(
+        self, agent_id: AgentId, title: str, like: ConversationId | None = None
+    ) -> ConversationId | None:
         if not self._capabilities.conversations:
             return None
         made = await self._http.request(

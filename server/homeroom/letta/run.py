@@ -17,6 +17,7 @@ from homeroom.model import Json, Turn
 
 _IDLE = "WAITING_ON_INPUT"
 _FAILED = ("error", "llm_api_error")
+_BUSY = "already has an active run"
 _PASSING = ("408", "409", "425", "429")
 """Client errors of a model's API that go away by themselves."""
 _WORDS = re.compile(r"[A-Za-z ,.'-]{1,60}")
@@ -119,6 +120,11 @@ class Run:
     def failed(self) -> bool:
         return self.ended in _FAILED
 
+    @property
+    def refused(self) -> bool:
+        """The conversation takes no turn, because it counts one as running."""
+        return self.failed and _BUSY in self._error
+
     def result(self) -> Turn:
         """The finished turn.
 
@@ -140,8 +146,6 @@ def consumer_id(message_id: str) -> str:
 def model_error(error: str) -> Unavailable | Rejected:
     """A language model's error as the server quotes it: ``401: {...}``, or a few words. The
     provider's own message stays out: it may quote the conversation or a key."""
-    if "already has an active run" in error:
-        return Unavailable("letta", "another turn is running in this conversation", 1.0)
     status = re.match(r"\D{0,60}\b([45]\d\d)\b", error)
     if status is None:
         return Unavailable("model", error if _WORDS.fullmatch(error) else "")

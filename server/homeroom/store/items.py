@@ -117,66 +117,79 @@ class Items(Connection):
         floor = int(last["id"][:13], 16) + 1 if last and last["id"] else 0
         return ItemId(f"{max(floor, self._now_ms() * 1000):013x}{secrets.token_hex(10)}")
 
-    async def claim(self, kinds: Sequence[ItemKind], fence: int) -> Item | None:
-        """The oldest item of these kinds that heads its lane and is due, now ours; or None.
+    async def claim(self, kinds: Sequence[ItemKind], fence: int) -> tuple[Item | None, int | None]:
+        """The oldest item of these kinds that heads its lane and is due, now ours; else None and
+        when (ms) the next one that was put off becomes due, or None.
 
         ``item.begun`` says whether an earlier claim of it ended without a verdict.
         """
-        marks = ", ".join("?" for _ in kinds)
 
-        def take() -> Item | None:
-            row = self._row(
-                "SELECT * FROM item AS i WHERE state = 'waiting' AND not_before_ms <= ?"
-                f" AND kind IN ({marks}) AND NOT EXISTS (SELECT 1 FROM item AS j WHERE"
-                " j.lane = i.lane AND j.state IN ('waiting', 'claimed') AND j.id < i.id)"
-                " ORDER BY i.id LIMIT 1",
-                (self._now_ms(), *kinds),
-            )
-            if row is None:
-                return None
-            self._conn.execute(
-                "UPDATE item SET state='claimed', attempts=attempts+1, begun=1, fence=? WHERE id=?",
-                (fence, row["id"]),
-            )
-            self._log(row["id"], ItemState.CLAIMED, "")
-            return _item(row)
+        def take() -> tuple[Item | None, int | None]:
+            # Most looks find nothing: those shall not take the write lock.
+            if self._claimable(kinds):
+                with self._transaction():
+                    self._check_fence(fence)
+                    if item := self._claim(kinds, fence):
+                        return item, None
+            return None, self._next_due_ms(kinds)
 
-        # A poll that finds nothing must not count as a change, or the worker would wake itself.
-        item = await self._run(partial(self._in_transaction, take, fence))
+        # A look that finds nothing must not count as a change, or the worker would wake itself.
+        item, due_ms = await self._run(take)
         if item:
             self._notify()
-        return item
+        return item, due_ms
 
-    async def next_due_ms(self, kinds: Sequence[ItemKind]) -> int | None:
-        """When the next item that is put off becomes due; None if there is none."""
+    def _claimable(self, kinds: Sequence[ItemKind]) -> sqlite3.Row | None:
         marks = ", ".join("?" for _ in kinds)
-        row = await self._run(
-            partial(
-                self._row,
-                "SELECT min(not_before_ms) AS at FROM item WHERE state = 'waiting'"
-                f" AND not_before_ms > ? AND kind IN ({marks})",
-                (self._now_ms(), *kinds),
-            )
+        return self._row(
+            "SELECT * FROM item AS i WHERE state = 'waiting' AND not_before_ms <= ?"
+            f" AND kind IN ({marks}) AND NOT EXISTS (SELECT 1 FROM item AS j WHERE"
+            " j.lane = i.lane AND j.state IN ('waiting', 'claimed') AND j.id < i.id)"
+            " ORDER BY i.id LIMIT 1",
+            (self._now_ms(), *kinds),
+        )
+
+    def _claim(self, kinds: Sequence[ItemKind], fence: int) -> Item | None:
+        row = self._claimable(kinds)
+        if row is None:
+            return None
+        self._conn.execute(
+            "UPDATE item SET state='claimed', attempts=attempts+1, begun=1, fence=? WHERE id=?",
+            (fence, row["id"]),
+        )
+        self._log(row["id"], ItemState.CLAIMED, "")
+        return _item(row)
+
+    def _next_due_ms(self, kinds: Sequence[ItemKind]) -> int | None:
+        marks = ", ".join("?" for _ in kinds)
+        row = self._row(
+            "SELECT min(not_before_ms) AS at FROM item WHERE state = 'waiting'"
+            f" AND not_before_ms > ? AND kind IN ({marks})",
+            (self._now_ms(), *kinds),
         )
         return row["at"] if row else None
 
     async def finish(
         self, item: Item, state: ItemState, *, fence: int, result: Json | None = None,
-        reason: str = "", then: Sequence[NewItem] = (),
-    ) -> list[ItemId]:  # fmt: skip
+        reason: str = "", then: Sequence[NewItem] = (), claim_next: Sequence[ItemKind] = (),
+    ) -> Item | None:  # fmt: skip
         """Ends a claim with DONE or PARKED and puts what follows from it, in one commit.
 
+        Claims the next item of the kinds ``claim_next`` in the same commit and returns it: what
+        follows from an answer is its post, which would otherwise wait for a commit of its own.
         Raises LeaseLost if the claim is no longer ours: then nothing was written.
         """
 
-        def write() -> list[ItemId]:
+        def write() -> Item | None:
             self._require_claim(item, fence)
             self._conn.execute(
                 "UPDATE item SET result = ? WHERE id = ?",
                 (json.dumps(dict(result)) if result is not None else None, item.id),
             )
             self._set_state(item.id, state, reason)
-            return [self._put(follower) for follower in then]
+            for follower in then:
+                self._put(follower)
+            return self._claim(claim_next, fence) if claim_next else None
 
         return await self._write(write, fence)
 
