@@ -11,12 +11,13 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import anyio
 from pydantic import TypeAdapter
@@ -48,13 +49,12 @@ from homeroom.model import (
     SyncReport,
 )
 from homeroom.relay import Relay, chat_items, decide
-from homeroom.retry import pause_s
+from homeroom.service import Service
 from homeroom.store import Decide, Store, open_store
 from homeroom.sync import OnAction, Reconciler
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 OnProgress = Callable[[str], Awaitable[None]]
 
 LEASE_MS = 6_000
@@ -71,57 +71,6 @@ SYNC_WAIT_S = 600.0
 """How long a tool waits for the reconciliation it asked for."""
 
 _report = TypeAdapter(SyncReport)
-
-
-class Service(Generic[T]):
-    """One outside service, connected to for as long as it takes.
-
-    ``run`` owns the connection, so that whoever uses it may come and go.
-    """
-
-    def __init__(self, opener: Callable[[], AbstractAsyncContextManager[T]], name: str) -> None:
-        self._open, self._name = opener, name
-        self._service: T | None = None
-        self._ready = anyio.Event()
-        self._tried = anyio.Event()
-        self.error: HomeroomError | None = None
-
-    async def run(self) -> None:
-        """Connects, and connects again, until cancelled."""
-        failures = 0
-        while True:
-            try:
-                async with self._open() as service:
-                    self._service, self.error, failures = service, None, 0
-                    self._tried.set()
-                    self._ready.set()
-                    log.info("service_connected", extra={"service": self._name})
-                    await anyio.sleep_forever()
-            except HomeroomError as error:
-                self._service, self.error = None, error
-                self._tried.set()
-                if self._ready.is_set():
-                    self._ready = anyio.Event()
-                failures += 1
-                wait_s = pause_s(failures)
-                log.warning(
-                    "service_away",
-                    extra={"service": self._name, "reason": str(error), "wait_s": round(wait_s, 1)},
-                )  # fmt: skip
-                await anyio.sleep(wait_s)
-
-    async def get(self) -> T:
-        """The connected service; raises why there is none as soon as that is known."""
-        await self._tried.wait()
-        if self._service is None:
-            raise self.error or Unavailable("store", f"{self._name} is not connected")
-        return self._service
-
-    async def wait(self) -> T:
-        """The connected service, however long it takes."""
-        while self._service is None:
-            await self._ready.wait()
-        return self._service
 
 
 class App:
@@ -141,7 +90,7 @@ class App:
         self._directory = Directory(self.letta.get, store, config)
         self._spoken: OrderedDict[ItemId, tuple[int, str]] = OrderedDict()
         self._edits = anyio.Lock()
-        self._owner = f"{socket.gethostname()}/{os.getpid()}"
+        self._owner = f"{_machine()}/{os.getpid()}"
         self._bridge_owner = ""
         self._intake = IntakeState()
         self._started_s = time.time()
@@ -187,7 +136,9 @@ class App:
         await self._get_matrix()
         if dry_run:
             return await self.sync(dry_run=True)
-        lease = await self._store.take_lease(self._owner, rank=0, ttl_ms=10 * LEASE_MS)
+        lease = await self._store.take_lease(
+            self._owner, rank=0, ttl_ms=10 * LEASE_MS, is_gone=_is_gone
+        )
         if not lease.fence:
             self._bridge_owner = lease.owner
             return await self.sync()
@@ -343,7 +294,7 @@ class App:
         while True:
             # A process with Matrix may replace one without: only it can do all the work.
             lease = await self._store.take_lease(
-                self._owner, rank=2 if self.matrix else 1, ttl_ms=LEASE_MS
+                self._owner, rank=2 if self.matrix else 1, ttl_ms=LEASE_MS, is_gone=_is_gone
             )
             if lease.owner != self._bridge_owner:
                 self._bridge_owner = lease.owner
@@ -453,6 +404,29 @@ async def _open_checked_matrix(config: Config, registration: Registration) -> As
         info = await matrix.check()
         log.info("homeserver_checked", extra={"hub": info.whoami, "spec": info.versions[-1:]})
         yield matrix
+
+
+def _machine() -> str:
+    """Where a process id means something: this host and, on Linux, this PID namespace."""
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        namespace = 0
+    return f"{socket.gethostname()}/{namespace}"
+
+
+def _is_gone(owner: str) -> bool:
+    """Whether the owner of a lease was a process of this machine that has died."""
+    machine, _, pid = owner.rpartition("/")
+    if machine != _machine() or sys.platform == "win32":
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _never(*_: object) -> Any:

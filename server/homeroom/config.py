@@ -49,11 +49,14 @@ EXAMPLES: Mapping[str, str] = {
     "max_turns": "10",
     "data_dir": "/var/lib/homeroom",
     "http_token": "a-long-random-string",
+    "http_hosts": "homeroom.example.org",
     "log_level": "INFO",
 }
 """One value per setting that would be accepted; shown in every complaint about it."""
 
 _MXID = re.compile(r"@[^\s:]+:[^\s]+")
+_NO_SERVER_NAME = "must be a bare server name, without a scheme or a slash"
+_HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 _SERVER_NAME = re.compile(r"[A-Za-z0-9.\-\[\]:]{1,230}")
 
 
@@ -127,13 +130,19 @@ class Config(BaseSettings):
     http_token: SecretStr = Field(
         default=SecretStr(""), description="Bearer token that HTTP clients must send."
     )
+    http_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Names under which HTTP clients reach it, separated by commas, without ports. "
+        "Loopback and the address of --http are known; any other name is refused, so that no web "
+        "page can point a name of its own at it.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="How much goes to stderr."
     )
 
-    @field_validator("invite", mode="before")
+    @field_validator("invite", "http_hosts", mode="before")
     @classmethod
-    def _split_invite(cls, value: object) -> object:
+    def _split_list(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part for part in re.split(r"[,\s]+", value) if part)
         return value
@@ -146,11 +155,19 @@ class Config(BaseSettings):
                 raise ValueError(f"has {person!r}, which is no Matrix id")
         return tuple(dict.fromkeys(value))
 
+    @field_validator("http_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not _HOST_NAME.fullmatch(name):
+                raise ValueError(f"has {name!r}, which is no bare host name (no scheme, no port)")
+        return tuple(dict.fromkeys(value))
+
     @field_validator("matrix_server_name")
     @classmethod
     def _check_server_name(cls, value: str) -> str:
         if value and not _SERVER_NAME.fullmatch(value):
-            raise ValueError("must be a bare server name, without a scheme or a slash")
+            raise ValueError(_NO_SERVER_NAME)
         return value
 
     @field_validator("log_level", "letta_backend", mode="before")
@@ -304,11 +321,21 @@ class Registration(BaseModel):
         return self
 
 
-def new_registration(server_name: str, url: str | None = None) -> dict[str, Any]:
+def new_registration(
+    server_name: str, url: str | None = None, *, named_by: str = PREFIX + "MATRIX_SERVER_NAME"
+) -> dict[str, Any]:
     """A registration with fresh tokens, as plain data in the order the file shows it.
 
-    ``url`` None means the homeserver pushes nothing: Homeroom reads by sync alone.
+    ``url`` None means the homeserver pushes nothing: Homeroom reads by sync alone. ``named_by``
+    is where the server name stands, for the complaint about it.
+
+    Raises:
+        ConfigError: ``server_name`` is none, or ``url`` is none that a homeserver could push to.
     """
+    if not _SERVER_NAME.fullmatch(server_name):
+        raise ConfigError(named_by, _NO_SERVER_NAME, EXAMPLES["matrix_server_name"])
+    if url is not None:
+        url = _push_url(url)
     host = re.escape(server_name)
     return {
         "id": "homeroom",
@@ -327,6 +354,15 @@ def new_registration(server_name: str, url: str | None = None) -> dict[str, Any]
             "rooms": [],
         },
     }
+
+
+def _push_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ConfigError(
+            "--url", "must be a URL that begins with http or https", "http://127.0.0.1:8017"
+        )
+    return url.rstrip("/")
 
 
 def write_registration(registration: Mapping[str, Any], path: Path, *, force: bool = False) -> None:

@@ -20,7 +20,7 @@ import click
 import httpx
 from rich.console import Console
 
-from homeroom.errors import HomeroomError, Rejected, Unavailable
+from homeroom.errors import HomeroomError, Rejected
 from homeroom.local.child import Child, free_port
 from homeroom.local.stack import LocalStack
 
@@ -28,7 +28,13 @@ T = TypeVar("T")
 
 REPLY_S = 180.0
 """How long a reply may take: a real model on a small machine is slow."""
+QUESTION = "What is my favourite colour?"
 COLOURS = {"stdio": "teal", "Streamable HTTP": "amber"}
+QUIET = {"HOMEROOM_LOG_LEVEL": "ERROR"}
+"""Laid over the settings of the processes shown, so that the transcript is theirs alone."""
+INDENT = " " * 4
+LINE_CHARS = 100
+"""What a line may have; rich must not fold lines where the output is a file or a pipe."""
 
 
 class Transcript:
@@ -50,15 +56,18 @@ class Transcript:
             raise
         self._line("✓", title, began_s)
         for line in lines:
-            self._console.print(f"             {line}", markup=False, style="dim")
+            self._print(_flat(INDENT + line, LINE_CHARS), style="dim")
 
     def _line(self, mark: str, title: str, began_s: float) -> None:
         took_s = time.monotonic() - began_s
-        self._console.print(f"{mark} {took_s:7.2f} s  {title}", markup=False)
+        self._print(f"{mark} {took_s:7.2f} s  {title}")
 
     def end(self, text: str) -> None:
         total_s = time.monotonic() - self._started_s
-        self._console.print(f"\n{text} {total_s:.1f} s in all.", markup=False)
+        self._print(f"\n{text} {total_s:.1f} s in all.")
+
+    def _print(self, line: str, style: str = "") -> None:
+        self._console.print(line, markup=False, style=style, soft_wrap=True)
 
 
 class Person:
@@ -131,7 +140,7 @@ def run_demo(keep: bool) -> int:
         try:
             with transcript.step("real servers started: Letta App Server, Synapse") as lines:
                 stack.start(lambda step: None)
-                lines.append(f"language model: {stack.model_name}")
+                lines.append(f"model: {stack.model_name}")
             with transcript.step("three agents made in Letta") as lines:
                 lines += [f"{agent.name}  {agent.id}" for agent in anyio.run(stack.seed)]
             with transcript.step("homeroom serve --http started"):
@@ -159,7 +168,7 @@ def _start_service(stack: LocalStack) -> tuple[Child, str]:
         [sys.executable, "-m", "homeroom", "serve", "--http", str(port)],
         cwd=stack.directory,
         log=stack.directory / "homeroom.log",
-        env={**os.environ, **stack.environ},
+        env={**os.environ, **stack.environ, **QUIET},
     )
     service.start()
 
@@ -192,12 +201,12 @@ async def _main_job(stack: LocalStack, url: str, transcript: Transcript) -> None
             reply = await _within(REPLY_S, person.reply_to(event_id))
             assert reply["sender"] == ghost, f"{reply['sender']} answered, not {ghost}"
             assert reply["content"]["msgtype"] == "m.text", reply["content"]["body"]
-            lines += [f"{person.user_id}: {question}", f"{ghost}: {_short(reply)}"]
+            lines += [f"you: {question}", f"Ada: {reply['content']['body']}"]
 
     stdio = StdioServerParameters(
         command=sys.executable,
         args=["-m", "homeroom", "serve"],
-        env={**os.environ, **stack.environ},
+        env={**os.environ, **stack.environ, **QUIET},
     )
     for way, target in (("stdio", stdio), ("Streamable HTTP", url)):
         async with Client(target) as client:
@@ -209,8 +218,7 @@ async def _use_tools(client: Any, way: str, colour: str, transcript: Transcript)
 
     async def call(tool: str, **arguments: Any) -> dict[str, Any]:
         result = await client.call_tool(tool, arguments)
-        if result.is_error:
-            raise Unavailable("store", f"{tool}: {result.content[0].text}")
+        assert not result.is_error, f"{tool}: {result.content[0].text}"
         return dict(result.structured_content)
 
     async def chat(message: str) -> str:
@@ -224,7 +232,7 @@ async def _use_tools(client: Any, way: str, colour: str, transcript: Transcript)
         listed = await call("list_agents")
         lines.append(", ".join(agent["name"] for agent in listed["agents"]))
     with transcript.step(f"MCP over {way}: chat_with_agent") as lines:
-        lines.append(_flat(await _within(REPLY_S, chat(f"A greeting over {way}."))))
+        lines.append(await _within(REPLY_S, chat(f"A greeting over {way}.")))
     with transcript.step(f"MCP over {way}: get_agent_memory, update_agent_memory, read again"):
         before = (await call("get_agent_memory", agent="Ada", label="human"))["blocks"][0]
         value = f"What I know about the person I talk to:\nTheir favourite colour is {colour}."
@@ -234,10 +242,13 @@ async def _use_tools(client: Any, way: str, colour: str, transcript: Transcript)
         )  # fmt: skip
         after = (await call("get_agent_memory", agent="Ada", label="human"))["blocks"][0]
         assert after["value"].strip() == value, after["value"]
-    with transcript.step(f"MCP over {way}: the agent uses the changed memory") as lines:
-        reply = await _within(REPLY_S, chat("What is my favourite colour?"))
-        lines.append(_flat(reply))
-        assert colour in reply.lower(), f"the agent answered {reply!r}, not {colour}"
+    with transcript.step(f"MCP over {way}: the agent knows the new memory, and keeps it") as lines:
+        # Twice, with other talk between: what an agent is told for one turn is not its memory.
+        for message in (QUESTION, f"Thank you, over {way}.", QUESTION):
+            reply = await _within(REPLY_S, chat(message))
+            lines += [f"you: {message}", f"Ada: {reply}"]
+            if message == QUESTION:
+                assert colour in reply.lower(), f"the agent answered {reply!r}, not {colour}"
 
 
 async def _within(limit_s: float, awaitable: Awaitable[T]) -> T:
@@ -245,10 +256,6 @@ async def _within(limit_s: float, awaitable: Awaitable[T]) -> T:
         return await awaitable
 
 
-def _short(event: dict[str, Any]) -> str:
-    return _flat(str(event["content"]["body"]))
-
-
-def _flat(text: str, limit: int = 110) -> str:
-    line = " ".join(text.split())
+def _flat(text: str, limit: int) -> str:
+    line = "".join(c if c.isprintable() else " " for c in text)
     return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -1,7 +1,8 @@
 """What is wrong and how to mend it: one line per check.
 
 Owns the checks of configuration, Letta, homeserver, appservice, hub and store. Changes nothing but
-for registering the hub. Each check stands alone, so that one that fails does not hide the next.
+for registering and naming the hub. Each check stands alone, so that one that fails does not hide
+the next.
 """
 
 from __future__ import annotations
@@ -71,7 +72,11 @@ async def _letta(config: Config) -> Check:
         fix = "start Letta, or correct HOMEROOM_LETTA_URL, HOMEROOM_LETTA_TOKEN or _BACKEND"
         return Check("Letta", False, str(error), fix)
     version = f" {can.version}" if can.version else ""
-    return Check("Letta", True, f"{can.backend}{version}, {len(agents)} agents")
+    count = "1 agent" if len(agents) == 1 else f"{len(agents)} agents"
+    detail = f"{can.backend}{version}, {count}"
+    if not agents:
+        detail += "; make one in Letta (its app, or its API) and it moves in at the next sync"
+    return Check("Letta", True, detail)
 
 
 def _namespaces(config: Config, registration: Registration) -> Check:
@@ -108,7 +113,11 @@ async def _matrix(config: Config, matrix: Matrix) -> AsyncIterator[Check]:
     try:
         pushed_ms = await matrix.ping()
     except HomeroomError as error:
-        yield Check("pushes", False, str(error), "use url: null; Homeroom reads by sync")
+        fix = (
+            "run `homeroom serve --http` at the registration's url, or set url: null and restart"
+            " the homeserver: Homeroom reads by sync"
+        )
+        yield Check("pushes", False, str(error), fix)
         return
     silent = "none (url: null), read by sync"
     detail = silent if pushed_ms is None else f"reach us in {pushed_ms} ms"

@@ -6,6 +6,7 @@ The only importer of ``homeroom_tools``. What an LLM client waits for comes firs
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ import anyio
 import click
 
 from homeroom import __version__
-from homeroom.background import background
+from homeroom.background import Loop, background
 from homeroom.config import (
     EXAMPLES,
     Config,
@@ -37,9 +38,13 @@ if TYPE_CHECKING:
     from homeroom.model import Action, Failure, SyncReport
 
 EXIT_DRIFT = 2
+EXIT_USAGE = 64
+"""EX_USAGE of sysexits.h. Not click's own 2, which would read as drift."""
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h."""
 DEFAULT_HTTP = "127.0.0.1:8017"
+OPEN_LATEST_S = 2.0
+"""A client that says nothing does not keep the bridge from starting for longer than this."""
 
 
 class DeferredApp:
@@ -49,11 +54,21 @@ class DeferredApp:
     """
 
     def __init__(self) -> None:
+        self._wanted = anyio.Event()
         self._opened = anyio.Event()
         self._app: App | None = None
 
+    def open(self) -> None:
+        """Has the app opened now; otherwise the first call does, or ``OPEN_LATEST_S``."""
+        self._wanted.set()
+
     async def hold(self, config: Config) -> None:
-        """Opens the app and keeps it open until cancelled; a loop of it that dies raises here."""
+        """Opens the app when it is wanted and keeps it open until cancelled; a loop of it that
+        dies raises here."""
+        with anyio.move_on_after(OPEN_LATEST_S):
+            await self._wanted.wait()
+        gc.freeze()  # what was imported so far stays for good: collections need not look at it
+        gc.enable()
         from homeroom.app import open_app
 
         async with open_app(config) as self._app:
@@ -62,6 +77,7 @@ class DeferredApp:
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         async def call(*args: Any, **kwargs: Any) -> Any:
+            self.open()
             await self._opened.wait()
             return await getattr(self._app, name)(*args, **kwargs)
 
@@ -77,25 +93,38 @@ async def _serve_stdio(config: Config) -> int:
     deferred = DeferredApp()
     server = build_server(cast("App", deferred))
     async with background(partial(deferred.hold, config)):
-        return await run_stdio(server)
+        return await run_stdio(server, on_answered=deferred.open)
 
 
-async def _serve_http(config: Config, host: str, port: int, on_ready: Callable[[int], None]) -> int:
+async def _serve_http(
+    config: Config, host: str, port: int, on_ready: Callable[[int], None], *loops: Loop
+) -> int:
+    """Serves until a signal. ``loops`` run beside it; one that raises ends it with its error."""
     from homeroom_tools.serve import build_server, run_http
 
     deferred, stop = DeferredApp(), anyio.Event()
+    deferred.open()
     app = cast("App", deferred)
-    async with background(partial(deferred.hold, config), partial(_stop_on_signal, stop)):
+    async with background(partial(deferred.hold, config), partial(_stop_on_signal, stop), *loops):
         await run_http(
             build_server(app),
             host=host,
             port=port,
             token=config.http_token.get_secret_value(),
+            allowed_hosts=config.http_hosts,
+            hs_token=_hs_token(config),
             health=app.health,
             stop=stop,
             on_ready=on_ready,
         )
     return 0
+
+
+def _hs_token(config: Config) -> str:
+    """What the homeserver proves itself with when it pushes; empty without Matrix."""
+    if not config.has_matrix or config.matrix_registration is None:
+        return ""
+    return load_registration(config.matrix_registration).hs_token.get_secret_value()
 
 
 async def _stop_on_signal(stop: anyio.Event) -> None:
@@ -143,6 +172,7 @@ def serve(http: str | None, config_path: Path | None) -> int:
     """Run the MCP server (stdio, or HTTP with --http) and the bridge."""
     config = _start(config_path)
     if http is None:
+        gc.disable()  # imports make many objects and no garbage; looking costs a tenth
         return anyio.run(_serve_stdio, config)
     host, port = _address(http)
 
@@ -192,13 +222,18 @@ def _print_report(report: SyncReport) -> None:
     console = Console()
     if report.planned:
         console.print(table)
-    plural = f"{report.agent_count} agents, {len(report.planned)} actions planned, "
+    agents, actions = _count(report.agent_count, "agent"), _count(len(report.planned), "action")
+    planned = f"{agents}, {actions} planned, "
     done = f"{len(report.applied)} done, {len(report.left)} left, {report.duration_s:.1f} s"
-    console.print(plural + done, highlight=False)
+    console.print(planned + done, highlight=False)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 @cli.command()
-@click.option("--url", help="Where the homeserver shall push to (not needed: we sync).")
+@click.option("--url", help="Where the homeserver can reach `serve --http` (not needed: we sync).")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("registration.yaml"),
     help="The file to write (0600).",
@@ -214,11 +249,13 @@ def registration(url: str | None, out: Path, server_name: str | None, force: boo
             "is missing (or use --server-name)",
             EXAMPLES["matrix_server_name"],
         )
-    write_registration(new_registration(name, url), out, force=force)
-    click.echo(f"Wrote {out}. Now:")
-    click.echo("  1. name it in the homeserver's configuration (Synapse: app_service_config_files)")
-    click.echo("  2. restart the homeserver")
-    click.echo(f"  3. HOMEROOM_MATRIX_REGISTRATION={out.resolve()} homeroom doctor")
+    named_by = "--server-name" if server_name else "HOMEROOM_MATRIX_SERVER_NAME"
+    write_registration(new_registration(name, url, named_by=named_by), out, force=force)
+    click.echo(f"Wrote {out}, which only you can read (0600). Now:")
+    click.echo("  1. let the homeserver's user read it, too (its owner or group, or a copy)")
+    click.echo("  2. name it in the homeserver's configuration (Synapse: app_service_config_files)")
+    click.echo("  3. restart the homeserver")
+    click.echo(f"  4. HOMEROOM_MATRIX_REGISTRATION={out.resolve()} homeroom doctor")
     return 0
 
 
@@ -269,7 +306,8 @@ def up(http: str, directory: Path | None) -> int:
         config = load_config()
         setup_logging(os.environ.get("HOMEROOM_LOG_LEVEL", "WARNING").upper())
         anyio.run(stack.seed)
-        return anyio.run(_serve_http, config, host, port, partial(_print_welcome, stack, host))
+        welcome = partial(_print_welcome, stack, host)
+        return anyio.run(_serve_http, config, host, port, welcome, stack.watch)
     finally:
         stack.stop()
 
@@ -323,7 +361,7 @@ def main() -> None:
         code = 130
     except click.ClickException as error:
         error.show()
-        code = error.exit_code
+        code = EXIT_USAGE if isinstance(error, click.UsageError) else error.exit_code
     except ConfigError as error:
         click.echo(f"homeroom: {error}", err=True)
         code = EXIT_CONFIG

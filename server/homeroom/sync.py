@@ -57,6 +57,8 @@ OnAction = Callable[[Action, Failure | None], None]
 class _Trouble:
     failures: int = 0
     next_try_at_s: float = 0.0
+    problem: str = ""
+    """What was recorded with it. Once the row says something else, waiting has no more sense."""
 
 
 @dataclass(slots=True)
@@ -97,13 +99,14 @@ class Reconciler:
         """One reconciliation. ``asked``: a person wants it, so what was refused is asked again.
 
         Raises:
-            Unavailable, Rejected: Letta could not list its agents; nothing was changed.
+            Unavailable, Rejected: Letta could not list its agents, or the homeserver the hub's
+                rooms; nothing was changed.
             LeaseLost: another process runs the bridge.
         """
         async with self._one_run:
             started = time.monotonic()
             agents = {agent.id: agent for agent in await (await self._letta()).list_agents()}
-            mappings = await self._store.list_mappings()
+            mappings = await self._observe(await self._store.list_mappings())
             policy = Policy(
                 server_name=self._config.matrix_server_name,
                 invite=self._config.invite,
@@ -129,6 +132,21 @@ class Reconciler:
             )  # fmt: skip
             return report
 
+    async def _observe(self, mappings: dict[AgentId, Mapping]) -> dict[AgentId, Mapping]:
+        """The mappings, corrected by where the hub really is.
+
+        The hub's own sync tells of its removal too, but only once: a room must not stay deaf
+        because that moment was missed.
+        """
+        if not any(mapping.hub_joined for mapping in mappings.values()):
+            return mappings
+        matrix = await self._matrix()
+        rooms = await matrix.joined_rooms(matrix.hub)
+        return {
+            agent_id: replace(mapping, hub_joined=mapping.hub_joined and mapping.room_id in rooms)
+            for agent_id, mapping in mappings.items()
+        }
+
     async def _apply_all(self, run: _Run, decide: Decide, fence: int, asked: bool) -> None:
         limiter = anyio.CapacityLimiter(AGENTS_AT_ONCE)
 
@@ -140,10 +158,10 @@ class Reconciler:
             for agent_id, actions in groupby(run.planned, key=lambda action: action.agent_id):
                 mine = list(actions)
                 trouble = self._trouble.get(agent_id)
-                if trouble and not asked and time.monotonic() < trouble.next_try_at_s:
-                    why = f"put off after {trouble.failures} failures: "
-                    old = run.mappings.get(agent_id)
-                    reason = why + (old.problem if old else "see the log")
+                old = run.mappings.get(agent_id)
+                as_left = trouble is not None and old is not None and old.problem == trouble.problem
+                if trouble and as_left and not asked and time.monotonic() < trouble.next_try_at_s:
+                    reason = f"put off after {trouble.failures} failures: {trouble.problem}"
                     run.failures.append(Failure(mine[0], reason, final=False))
                     continue
                 group.start_soon(one, agent_id, mine)
@@ -200,6 +218,7 @@ class Reconciler:
         trouble.failures += 1
         pause = LONGEST_PAUSE_S if failure.final else pause_s(trouble.failures)
         trouble.next_try_at_s = time.monotonic() + pause
+        trouble.problem = failure.reason
         await self._store.save_mapping(replace(mapping, problem=failure.reason), decide, fence)
 
     async def _apply(
@@ -218,8 +237,7 @@ class Reconciler:
             case "create_room":
                 return await self._ensure_room(matrix, agent, mapping, policy, decide, fence)
             case "join_hub":
-                assert mapping.room_id
-                await matrix.ensure_joined(matrix.hub, mapping.room_id)
+                await _ensure_in_room(matrix, mapping)
             case "invite_person":
                 assert mapping.room_id
                 await matrix.invite(mapping.ghost, mapping.room_id, action.value)
@@ -234,8 +252,8 @@ class Reconciler:
         """Finds the agent's room by its alias or creates it, and records it.
 
         A room that this store made (it carries our marker) is heard from its beginning, also when
-        a crash kept us from recording it. One with another past is heard from now on: on a first
-        start nothing that was there before is answered.
+        a crash kept us from recording it. One with another past is heard from when this store
+        was made: on a first start nothing that was there before is answered.
         """
         store_id = await self._store.get_meta("store_id")
         localpart = ghost_localpart(agent.id)
@@ -255,7 +273,35 @@ class Reconciler:
         else:
             marker = await matrix.get_state(mapping.ghost, room_id, "org.homeroom.room")
             ours = marker is not None and marker.get("store_id") == store_id
-            since_ms = 0 if ours else int(time.time() * 1000)
+            since_ms = 0 if ours else int(await self._store.get_meta("born_ms"))
             mapping = replace(mapping, room_id=room_id, heard_from_ms=since_ms)
         await self._store.save_mapping(mapping, decide, fence)
         return mapping
+
+
+async def _ensure_in_room(matrix: Matrix, mapping: Mapping) -> None:
+    """Takes the hub into the agent's room, and after trouble the ghost as well.
+
+    By the invitation they have; the ghost, which may invite, lets in a hub without one.
+
+    Raises:
+        Rejected: the ghost is out and not invited, or may not invite the hub (a ban stands).
+    """
+    room_id = mapping.room_id
+    assert room_id
+    hub_is_in = True
+    try:
+        await matrix.ensure_joined(matrix.hub, room_id)
+    except Rejected:
+        hub_is_in = False
+    if hub_is_in and not mapping.problem:
+        return  # a new room: the ghost has just made it
+    try:
+        await matrix.ensure_joined(mapping.ghost, room_id)
+    except Rejected as refusal:
+        who = mapping.ghost if hub_is_in else f"{matrix.hub} and {mapping.ghost}"
+        reason = f"{who} left the room or was put out. Somebody in it has to invite {who} again"
+        raise Rejected("matrix", reason, refusal.code) from None
+    if not hub_is_in:
+        await matrix.invite(mapping.ghost, room_id, matrix.hub)
+        await matrix.ensure_joined(matrix.hub, room_id)

@@ -35,3 +35,5 @@ def setup_logging(level: str) -> None:
     logging.basicConfig(level=level, handlers=[out], force=True)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    # nio warns of answers that its schemas do not know, though they are sound and not read by it.
+    logging.getLogger("nio.responses").setLevel(logging.ERROR)

@@ -43,6 +43,20 @@ async def test_the_check_names_the_server_and_acts_as_the_hub(synapse: Homeserve
         assert await matrix.ping() is None, "a registration without a url is not pushed to"
 
 
+async def test_the_hub_is_called_homeroom_until_somebody_calls_it_otherwise(
+    synapse: Homeserver,
+) -> None:
+    async with connect(synapse) as matrix:
+        await matrix.check()
+        assert await matrix.get_display_name(matrix.hub) == "Homeroom"
+        await matrix.set_display_name(matrix.hub, "Front desk")
+        await matrix.check()
+        assert await matrix.get_display_name(matrix.hub) == "Front desk"
+        await matrix.set_display_name(matrix.hub, "")
+        await matrix.check()
+        assert await matrix.get_display_name(matrix.hub) == "Homeroom"
+
+
 async def test_a_wrong_token_is_rejected_with_what_to_look_at(synapse: Homeserver) -> None:
     registration = synapse.registration.model_copy(update={"as_token": SecretStr("not-the-one")})
     async with open_matrix(matrix_config(synapse), registration) as matrix:

@@ -109,6 +109,28 @@ async def test_a_room_that_puts_the_hub_out_is_reported_and_blocks_nobody(
         assert "still heard" in bodies(batch.events)
 
 
+async def test_an_invitation_of_the_hub_is_told_and_what_was_missed_comes_with_its_return(
+    synapse: Homeserver, unique: Unique
+) -> None:
+    async with connect(synapse) as matrix:
+        ghost, room = await move_in(matrix, unique("agent_again"))
+        await matrix.post(ghost, room, text("before"), "1")
+        as_ghost(
+            synapse, ghost, "POST", f"/_matrix/client/v3/rooms/{room}/kick", {"user_id": matrix.hub}
+        )
+        batch = await matrix.sync(await catch_up(matrix), 0)
+        assert room not in await matrix.joined_rooms(matrix.hub)
+        await matrix.post(ghost, room, text("meanwhile"), "2")
+        await matrix.invite(ghost, room, matrix.hub)
+        batch = await matrix.sync(batch.cursor, 0)
+        here = [(m.user_id, m.membership) for m in batch.members if m.room_id == room]
+        assert here == [(matrix.hub, "invite")]
+        await matrix.ensure_joined(matrix.hub, room)
+        assert room in await matrix.joined_rooms(matrix.hub)
+        batch = await matrix.sync(batch.cursor, 0)
+        assert "meanwhile" in bodies([e for e in batch.events if e.room_id == room])
+
+
 @pytest.mark.parametrize("version", ["11", "12"])
 async def test_three_hundred_messages_missed_across_a_restart_come_whole_and_in_order(
     own_synapse: Homeserver, version: str

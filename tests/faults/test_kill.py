@@ -6,8 +6,7 @@ import random
 
 from mcp import Client
 
-from support.homeroom import Home
-from support.person import Person
+from support.home import Home
 from support.talk import answers, answers_in, ask
 
 
@@ -15,7 +14,7 @@ async def test_a_bridge_killed_in_the_middle_of_a_turn_answers_once_after_its_re
     home: Home,
 ) -> None:
     await home.letta.create_agent("Ada")
-    async with Person.login(home.homeserver.url, "alice", home.password) as alice:
+    async with home.login() as alice:
         with home.service() as service:
             room = await alice.join(await alice.wait_invite())
             await ask(alice, room, "!say warm")
@@ -36,7 +35,7 @@ async def test_a_burst_survives_several_kills_without_loss_repetition_or_disorde
 ) -> None:
     await home.letta.create_agent("Ada")
     chance = random.Random(4)
-    async with Person.login(home.homeserver.url, "alice", home.password) as alice:
+    async with home.login() as alice:
         with home.service() as service:
             room = await alice.join(await alice.wait_invite())
             await ask(alice, room, "!say warm")
@@ -71,10 +70,11 @@ async def test_a_tool_call_that_was_accepted_is_answered_after_a_kill(home: Home
 
 
 async def test_a_homeserver_that_dies_under_the_bridge_loses_and_repeats_nothing(
-    home: Home,
+    own_home: Home,
 ) -> None:
+    home = own_home
     await home.letta.create_agent("Ada")
-    async with Person.login(home.homeserver.url, "alice", home.password) as alice:
+    async with home.login() as alice:
         with home.service() as service:
             room = await alice.join(await alice.wait_invite())
             await ask(alice, room, "!say warm")
@@ -83,7 +83,7 @@ async def test_a_homeserver_that_dies_under_the_bridge_loses_and_repeats_nothing
             home.homeserver.synapse.kill()
             home.homeserver.synapse.start()
         # A client that lost its server in mid-sync has died with it: come back as a new one.
-        async with Person.login(home.homeserver.url, "alice", home.password) as again:
+        async with home.login() as again:
             with home.service(start=False) as service:
                 service.start(wait_ok=False)
                 last = await ask(again, room, "!say last")

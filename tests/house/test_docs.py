@@ -75,7 +75,7 @@ def _accepted(field: FieldInfo) -> str:
         return "a secret"
     if Path in (field.annotation, *values):
         return "a path"
-    return "ids" if typing.get_origin(field.annotation) is tuple else "text"
+    return "a list" if typing.get_origin(field.annotation) is tuple else "text"
 
 
 def test_every_setting_is_in_the_table_of_settings_as_the_code_has_it() -> None:

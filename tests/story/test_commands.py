@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from support.homeroom import Home
+from support.home import Home
 
 
 async def test_sync_shows_its_plan_does_it_and_then_finds_nothing_to_do(home: Home) -> None:
@@ -32,10 +32,13 @@ async def test_sync_beside_a_running_bridge_is_done_by_the_bridge(home: Home) ->
 
 
 async def test_doctor_passes_on_a_sound_installation_and_names_the_sick_part(home: Home) -> None:
+    empty = home.run("doctor")
+    assert empty.returncode == 0, empty.stdout
+    assert "0 agents; make one in Letta" in empty.stdout
     await home.letta.create_agent("Ada")
     well = home.run("doctor")
     assert well.returncode == 0, well.stdout
-    assert "1 agents" in well.stdout and "acts as @agent_hub:hs.test" in well.stdout
+    assert "1 agent\n" in well.stdout and "acts as @agent_hub:hs.test" in well.stdout
     home.letta.stop()
     sick = home.run("doctor")
     assert sick.returncode == 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import anyio
 
-from support.homeroom import Home
+from support.home import Home
 from support.person import Person
 from support.synapse import PASSWORD
 from support.talk import REPLY_S, answers, ask
@@ -12,7 +14,7 @@ from support.talk import REPLY_S, answers, ask
 
 async def test_an_agent_gets_a_ghost_and_a_room_and_answers_in_it(home: Home) -> None:
     agent = await home.letta.create_agent("Ada", "Keeps notes")
-    async with Person.login(home.homeserver.url, "alice", home.password) as alice:
+    async with home.login() as alice:
         with home.service():
             room = await alice.join(await alice.wait_invite())
             ghost = "@agent_" + agent.id.removeprefix("agent-").replace("-", "_") + ":hs.test"
@@ -37,7 +39,7 @@ async def test_an_agent_gets_a_ghost_and_a_room_and_answers_in_it(home: Home) ->
 
 async def test_the_ghost_is_seen_typing_while_the_agent_works(home: Home) -> None:
     await home.letta.create_agent("Ada")
-    async with Person.login(home.homeserver.url, "alice", home.password) as alice:
+    async with home.login() as alice:
         with home.service():
             room = await alice.join(await alice.wait_invite())
             event_id = await alice.say(room, "!delay 2\n!say done")
@@ -55,13 +57,16 @@ async def test_the_ghost_is_seen_typing_while_the_agent_works(home: Home) -> Non
             )
 
 
-async def test_two_people_share_an_agent_and_each_is_answered_in_order(home: Home) -> None:
+async def test_two_people_share_an_agent_and_each_is_answered_in_order(
+    home: Home, unique: Callable[[str], str]
+) -> None:
     await home.letta.create_agent("Ada")
-    invite = f"{home.homeserver.person('alice')},{home.homeserver.person('bob')}"
+    other = unique("bob")
+    invite = f"{home.environ['HOMEROOM_INVITE']},{home.homeserver.person(other)}"
     url = home.homeserver.url
     async with (
-        Person.login(url, "alice", PASSWORD) as alice,
-        Person.login(url, "bob", PASSWORD) as bob,
+        home.login() as alice,
+        Person.login(url, other, PASSWORD) as bob,
     ):
         with home.service(HOMEROOM_INVITE=invite):
             room = await alice.join(await alice.wait_invite())
@@ -84,7 +89,7 @@ async def test_two_people_share_an_agent_and_each_is_answered_in_order(home: Hom
 async def test_two_rooms_are_two_conversations_and_run_side_by_side(home: Home) -> None:
     for name in ("Ada", "Brook"):
         await home.letta.create_agent(name)
-    async with Person.login(home.homeserver.url, "alice", home.password) as alice:
+    async with home.login() as alice:
         with home.service():
             rooms: dict[str, str] = {}
             while len(rooms) < 2:
@@ -102,7 +107,7 @@ async def test_what_is_not_for_the_agent_is_left_alone_and_what_cannot_be_read_i
     home: Home,
 ) -> None:
     await home.letta.create_agent("Ada")
-    async with Person.login(home.homeserver.url, "alice", home.password) as alice:
+    async with home.login() as alice:
         with home.service():
             room = await alice.join(await alice.wait_invite())
             await alice.send(room, {"msgtype": "m.notice", "body": "I am a program"})
@@ -120,7 +125,7 @@ async def test_what_is_not_for_the_agent_is_left_alone_and_what_cannot_be_read_i
 
 async def test_a_turn_that_fails_is_explained_in_the_room(home: Home) -> None:
     await home.letta.create_agent("Ada")
-    async with Person.login(home.homeserver.url, "alice", home.password) as alice:
+    async with home.login() as alice:
         with home.service():
             room = await alice.join(await alice.wait_invite())
             refused = await ask(alice, room, "!status 401 bad key")
@@ -134,7 +139,7 @@ async def test_a_turn_that_fails_is_explained_in_the_room(home: Home) -> None:
 
 async def test_a_renamed_agent_keeps_its_room_and_its_ghost_takes_the_name(home: Home) -> None:
     agent = await home.letta.create_agent("Ada")
-    async with Person.login(home.homeserver.url, "alice", home.password) as alice:
+    async with home.login() as alice:
         with home.service(HOMEROOM_SYNC_INTERVAL_S="1"):
             room = await alice.join(await alice.wait_invite())
             await home.letta.rename_agent(agent.id, "Adele")

@@ -10,8 +10,7 @@ import pytest
 from mcp import Client
 from mcp.client.sse import sse_client
 
-from support.homeroom import Home, Service
-from support.person import Person
+from support.home import Home, Service
 from support.talk import ask
 
 WAYS = ["stdio", "sse", "http"]
@@ -47,7 +46,7 @@ async def test_a_client_lists_chats_and_edits_memory_and_the_room_sees_the_chat(
 ) -> None:
     agent = await home.letta.create_agent("Ada", "Keeps notes", {"human": "Nothing known."})
     await home.letta.create_agent("Brook")
-    async with Person.login(home.homeserver.url, "alice", home.password) as alice:
+    async with home.login() as alice:
         with home.service() as service:
             rooms: dict[str, str] = {}
             while len(rooms) < 2:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import anyio
 from mcp import Client
 
-from support.homeroom import Home
-from support.person import Person
+from support.home import Home
 from support.talk import answers, ask
 
 
@@ -14,7 +13,7 @@ async def test_a_second_process_takes_over_within_ten_seconds_of_the_firsts_deat
     home: Home,
 ) -> None:
     await home.letta.create_agent("Ada")
-    async with Person.login(home.homeserver.url, "alice", home.password) as alice:
+    async with home.login() as alice:
         with home.service() as first, home.service() as second:
             room = await alice.join(await alice.wait_invite())
             await ask(alice, room, "!say one")
@@ -52,7 +51,7 @@ async def test_a_client_on_stdio_beside_the_service_chats_through_the_services_b
 async def test_a_bridge_replaces_a_tools_only_process_at_once(home: Home) -> None:
     await home.letta.create_agent("Ada")
     blank = dict.fromkeys([k for k in home.environ if "MATRIX" in k or "INVITE" in k], "")
-    async with Person.login(home.homeserver.url, "alice", home.password) as alice:
+    async with home.login() as alice:
         with home.service(**blank) as tools_only, home.service() as bridge:
             room = await alice.join(await alice.wait_invite())
             assert (await ask(alice, room, "!say here"))["content"]["body"] == "here"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from support.homeroom import Home
-from support.person import Person
+from support.home import Home
+from support.letta_v1 import LettaV1
 from support.talk import REPLY_S, answers, answers_in, ask
 
 
@@ -11,26 +11,26 @@ async def test_what_was_said_while_the_bridge_was_down_is_answered_once_and_in_o
     home: Home,
 ) -> None:
     await home.letta.create_agent("Ada")
-    async with Person.login(home.homeserver.url, "alice", home.password) as alice:
+    async with home.login() as alice:
         with home.service() as service:
             room = await alice.join(await alice.wait_invite())
             before = await alice.say(room, "!say before")
             await alice.wait_event(answers(before), REPLY_S)
             service.stop()
-            asked = [await alice.say(room, f"!say {n}") for n in range(120)]
+            asked = [await alice.say(room, f"!say {n}") for n in range(30)]
             service.start()
             for event_id in asked:
                 await alice.wait_event(answers(event_id), 60)
             found = answers_in(await alice.messages(room))
             assert found[before] == ["before"], "not answered again"
-            assert [found[event_id] for event_id in asked] == [[str(n)] for n in range(120)]
+            assert [found[event_id] for event_id in asked] == [[str(n)] for n in range(30)]
             assert list(found) == [before, *asked]
 
 
 async def test_a_lost_store_finds_the_rooms_again_and_answers_nothing_old(home: Home) -> None:
     """No second room is made, and on a first start what was there before stays unanswered."""
     await home.letta.create_agent("Ada")
-    async with Person.login(home.homeserver.url, "alice", home.password) as alice:
+    async with home.login() as alice:
         with home.service() as service:
             room = await alice.join(await alice.wait_invite())
             await ask(alice, room, "!say one")
@@ -46,16 +46,16 @@ async def test_a_lost_store_finds_the_rooms_again_and_answers_nothing_old(home: 
             assert alice.invites() == []
 
 
-async def test_letta_v1_is_served_the_same_way(own_letta_v1: object, home: Home) -> None:
+async def test_letta_v1_is_served_the_same_way(own_letta_v1: LettaV1, home: Home) -> None:
     """The other real back end, end to end."""
-    letta: object = own_letta_v1
-    await letta.create_agent("Vera", "", {"human": "Nothing known."})  # type: ignore[attr-defined]
+    letta = own_letta_v1
+    await letta.create_agent("Vera", "", {"human": "Nothing known."})
     environ = {
-        "HOMEROOM_LETTA_URL": letta.url,  # type: ignore[attr-defined]
+        "HOMEROOM_LETTA_URL": letta.url,
         "HOMEROOM_LETTA_BACKEND": "auto",
-        "HOMEROOM_LETTA_TOKEN": "",
+        "HOMEROOM_LETTA_TOKEN": letta.config().letta_token.get_secret_value(),
     }
-    async with Person.login(home.homeserver.url, "alice", home.password) as alice:
+    async with home.login() as alice:
         with home.service(**environ) as service:
             room = await alice.join(await alice.wait_invite())
             assert await alice.room_name(room) == "Vera - Letta Agent Chat"

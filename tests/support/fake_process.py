@@ -17,4 +17,5 @@ SLACK_S = 2.0
 def environment() -> dict[str, str]:
     """The environment in which the script finds what the tests find."""
     paths = [str(SERVER.parents[1]), *(path for path in sys.path if path)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    # Safe path: else the script's directory comes first, and homeroom.py in it is taken for us.
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pytest
 
 from homeroom.local.scripted_model import ScriptedModel
 from support.app_server import AppServerHarness
-from support.homeroom import Home, make_home
+from support.home import Home, make_home
 from support.synapse import Homeserver
 
 
@@ -24,6 +24,18 @@ def own_app_server(scripted_model: ScriptedModel, tmp_path: Path) -> Iterator[Ap
 
 
 @pytest.fixture
-def home(own_synapse: Homeserver, own_app_server: AppServerHarness, tmp_path: Path) -> Home:
-    """Settings of a Homeroom whose rooms Alice is invited to; nothing of it runs yet."""
+def home(
+    synapse: Homeserver,
+    own_app_server: AppServerHarness,
+    tmp_path: Path,
+    unique: Callable[[str], str],
+) -> Home:
+    """Settings of a Homeroom whose rooms a new person is invited to; nothing of it runs yet. The
+    homeserver has seen other tests: leave it running."""
+    return make_home(synapse, own_app_server, tmp_path / "homeroom", unique("alice"))
+
+
+@pytest.fixture
+def own_home(own_synapse: Homeserver, own_app_server: AppServerHarness, tmp_path: Path) -> Home:
+    """The same with a homeserver that may be killed."""
     return make_home(own_synapse, own_app_server, tmp_path / "homeroom", "alice")

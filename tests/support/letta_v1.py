@@ -41,7 +41,7 @@ PACKAGES = (
 )
 PASSWORD = "letta-test-password"
 MODEL = "openai-proxy/gpt-4o-mini"
-_LAYOUT = "1"
+_LAYOUT = 2
 """Raised when what the cache holds changes; old entries are then left alone."""
 _INSTALL_S = 900.0
 _READY_S = 180.0
@@ -80,7 +80,7 @@ class LettaV1:
 
     def start(self) -> LettaV1:
         """Starts Postgres and Letta; the first start on a machine also installs them."""
-        home = _prepared(self._model_url)
+        home = _prepared()
         self._dir = _traversable_dir()
         shutil.copytree(home / "template", self._dir / "pg", symlinks=True)
         _give_to_postgres(self._dir / "pg")
@@ -246,7 +246,7 @@ def cache_dir() -> Path:
     return Path.home() / ".cache" / "homeroom-tests"
 
 
-def _prepared(model_url: str) -> Path:
+def _prepared() -> Path:
     """The directory with the virtual environment and the database template, made if missing."""
     home = cache_dir() / f"letta-v1-{VERSION}-{_LAYOUT}-py{_python()}"
     ready = home / ".ready"
@@ -258,7 +258,7 @@ def _prepared(model_url: str) -> Path:
             shutil.rmtree(home, ignore_errors=True)
             home.mkdir(mode=0o755)
             _install(home / "venv")
-            _make_template(home, model_url)
+            _make_template(home)
             ready.touch()
     return home
 
@@ -275,8 +275,9 @@ def _run(argv: Sequence[str]) -> None:
     assert done.returncode == 0, f"{' '.join(argv[1:5])} failed: {done.stderr[-2000:]}"
 
 
-def _make_template(home: Path, model_url: str) -> None:
-    """A database that has its schema and has been served once: that halves a later start."""
+def _make_template(home: Path) -> None:
+    """A database with Letta's schema and nothing else: a server that has used it once has written
+    down where its model was, and the next model listens elsewhere."""
     directory = _traversable_dir()
     try:
         data = directory / "pg"
@@ -297,11 +298,10 @@ def _make_template(home: Path, model_url: str) -> None:
             group=gid,
             extra_groups=None if uid is None else [],
         )
-        stack = _Stack(home / "venv", directory, model_url)
+        stack = _Stack(home / "venv", directory, "")
         try:
             stack.start_postgres()
             stack.make_schema()
-            stack.start_letta()
         finally:
             stack.stop()
         shutil.copytree(data, home / "template", symlinks=True)

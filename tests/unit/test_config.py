@@ -60,6 +60,8 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatc
         ("letta_backend", "rset", "'auto', 'rest', 'app-server' or 'openai'"),
         ("matrix_url", "matrix.org", "must be a URL"),
         ("matrix_server_name", "https://hs", "must be a bare server name"),
+        ("http_hosts", "homeroom.example.org, http://x", "has 'http://x', which is no bare host"),
+        ("http_hosts", "homeroom.example.org:8017", "no bare host name"),
         ("invite", "@a:b.c, bob", "has 'bob', which is no Matrix id"),
         ("sync_interval_s", "soon", "valid number"),
         ("sync_interval_s", "0", "greater than or equal to 1"),

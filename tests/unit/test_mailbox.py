@@ -90,6 +90,20 @@ async def test_a_process_with_matrix_may_replace_one_without(tmp_path: Path) -> 
         assert (await store.take_lease("bridge", rank=2, ttl_ms=1000)).fence
 
 
+async def test_the_lease_of_a_process_known_to_be_dead_is_free_at_once(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        await lease(store, "dead")
+
+        async def take(name: str) -> str:
+            taken = await store.take_lease(
+                name, rank=1, ttl_ms=60_000, is_gone=lambda owner: owner == "dead"
+            )
+            return taken.owner
+
+        assert await take("heir") == "heir"
+        assert await take("another") == "heir"
+
+
 async def test_a_clean_failure_gets_a_fresh_key_and_an_unclear_one_keeps_it(tmp_path: Path) -> None:
     async with open_store(tmp_path / "s.db") as store:
         fence = await lease(store)

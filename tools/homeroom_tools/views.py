@@ -11,7 +11,16 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from homeroom.model import Action, Agent, AgentPage, AgentView, Block, ReplyView, SyncReport
+from homeroom.model import (
+    Action,
+    ActionKind,
+    Agent,
+    AgentPage,
+    AgentView,
+    Block,
+    ReplyView,
+    SyncReport,
+)
 from homeroom_tools.text import LINE_CHARS, NAME_CHARS, clean, clean_line, encodable
 from homeroom_tools.toolkit import LongText, Result
 
@@ -52,14 +61,7 @@ class AgentList(Result):
 
 
 class SyncAction(Result):
-    kind: Literal[
-        "register_ghost",
-        "set_display_name",
-        "create_room",
-        "adopt_room",
-        "join_hub",
-        "invite_person",
-    ] = Field(description="What it does in Matrix.")
+    kind: ActionKind = Field(description="What it does in Matrix.")
     agent_id: AgentIdField
     agent: AgentName
     outcome: Literal["applied", "failed", "left"] = Field(

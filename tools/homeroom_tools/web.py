@@ -1,8 +1,9 @@
-"""The server over HTTP: Streamable HTTP at /mcp, SSE at /sse, and /health.
+"""The server over HTTP: Streamable HTTP at /mcp, SSE at /sse, /health, and the homeserver's pushes.
 
 Owns who may speak to it. One gate stands before every route and checks, in this order, the Host
 header (421), the Origin header (403) and the bearer token (401); the SDK's own checks are off,
-because they cover some routes only. Invariant: without a token only loopback is served.
+because they cover some routes only. The homeserver alone goes past it, to routes that have a
+guard of their own. Invariant: without a token only loopback is served.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from homeroom.errors import ConfigError
+from homeroom_tools.pushes import PUSH_PATH, push_routes
 
 if TYPE_CHECKING:
     from mcp.server import MCPServer
@@ -54,6 +56,7 @@ def http_app(
     token: str,
     health: Health,
     allowed_hosts: Collection[str] = (),
+    hs_token: str = "",
 ) -> Starlette:
     """The ASGI application, gate included. Once per server: it owns the session manager.
 
@@ -63,6 +66,8 @@ def http_app(
             Then /health answers a loopback peer without a token too, with its status alone, so
             that a probe needs no secret.
         allowed_hosts: More names, without ports, under which clients may reach it.
+        hs_token: What the homeserver proves itself with when it pushes; empty means that there is
+            no homeserver.
 
     Raises:
         ConfigError: ``host`` is not loopback and there is no token.
@@ -88,7 +93,11 @@ def http_app(
     )
     sse = server.sse_app(transport_security=_UNCHECKED, max_request_body_size=MAX_BODY_BYTES)
     app.router.routes += [*sse.routes, Route("/health", get_health, methods=["GET"])]
-    app.user_middleware.insert(0, Middleware(_Gate, hosts=_Hosts(host, allowed_hosts), token=token))
+    app.router.routes += push_routes(hs_token) if hs_token else []
+    gate = Middleware(
+        _Gate, hosts=_Hosts(host, allowed_hosts), token=token, lets_pushes_by=bool(hs_token)
+    )
+    app.user_middleware.insert(0, gate)
     return app
 
 
@@ -102,6 +111,7 @@ async def run_http(
     stop: anyio.Event,
     on_ready: Callable[[int], None] = lambda port: None,
     allowed_hosts: Collection[str] = (),
+    hs_token: str = "",
 ) -> None:
     """Serves until ``stop`` is set, then lets streams go on for ``SHUTDOWN_LIMIT_S`` and returns.
 
@@ -111,7 +121,7 @@ async def run_http(
     Raises:
         ConfigError: the address cannot be bound, or is open to others and there is no token.
     """
-    app = http_app(server, host, port, token, health, allowed_hosts)
+    app = http_app(server, host, port, token, health, allowed_hosts, hs_token)
     listener = _bind(host, port)
     bound_port: int = listener.getsockname()[1]
     config = uvicorn.Config(
@@ -133,7 +143,14 @@ async def run_http(
                 web.should_exit = True
 
             tg.start_soon(wait_for_stop)
-            await web.serve(sockets=[listener])
+            try:
+                await web.serve(sockets=[listener])
+            except anyio.get_cancelled_exc_class():
+                # Else the application is not told of its end, and uvicorn logs it as a fault.
+                if web.started:
+                    with anyio.CancelScope(shield=True):
+                        await web.shutdown(sockets=[listener])
+                raise
             tg.cancel_scope.cancel()
     finally:
         listener.close()
@@ -212,14 +229,20 @@ class _Hosts:
 
 
 class _Gate:
-    """ASGI middleware: nobody gets past it whose Host, Origin or token is wrong."""
+    """ASGI middleware: nobody gets past it whose Host, Origin or token is wrong.
 
-    def __init__(self, app: ASGIApp, hosts: _Hosts, token: str) -> None:
-        self._app, self._hosts = app, hosts
+    Pushes go by unchecked. Their routes ask for the hs_token, which no browser holds, so a rebound
+    name gains nothing there; and the homeserver calls us by whatever name the registration's URL
+    has, which is for its operator to choose and not for us to know.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: _Hosts, token: str, lets_pushes_by: bool) -> None:
+        self._app, self._hosts, self._lets_pushes_by = app, hosts, lets_pushes_by
         self._digest = hashlib.sha256(token.encode()).digest() if token else b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        is_push = scope["type"] == "http" and scope["path"].startswith(PUSH_PATH)
+        if scope["type"] == "http" and not (is_push and self._lets_pushes_by):
             refusal = self._refusal(scope)
             if refusal is not None:
                 await refusal(scope, receive, send)

@@ -140,7 +140,7 @@ class AppServer:
 
         Raises:
             ConfigError: Letta is not installed here.
-            Unavailable: it did not start; the end of its log says why.
+            ChildFailed: it did not start; the end of its log says why.
         """
         self._write_settings()
         argv = [_executable(), "server", "--backend", "local", "--listen", self.url]
@@ -168,6 +168,11 @@ class AppServer:
         """kill -9, as a crash would."""
         if self._child is not None:
             self._child.kill()
+
+    def check(self) -> None:
+        """Raises ChildFailed if it has ended by itself."""
+        if self._child is not None:
+            self._child.check()
 
     async def create_agent(self, name: str, description: str, persona: str, human: str) -> Agent:
         """A new agent of this server's model, with two memory files.

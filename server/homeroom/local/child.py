@@ -1,6 +1,8 @@
 """A child process that is ready, watched, and never outlives its parent.
 
-Owns starting, waiting and stopping one subprocess. Knows nothing of what it runs. Invariant: after
+Owns starting, watching and stopping one subprocess, and what is said when it fails: these errors
+stay on this machine and concern whoever started the child. Knows nothing of what it runs.
+Invariant: after
 ``stop()`` (and, on Linux, after a kill -9 of the parent) the child is gone.
 """
 
@@ -18,11 +20,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from homeroom.errors import Unavailable
+from homeroom.errors import HomeroomError
 
 _PR_SET_PDEATHSIG = 1
 """prctl(2): the signal this process gets when the thread that started it dies."""
 _POLL_S = 0.02
+
+
+class ChildFailed(HomeroomError):
+    """A server that we run here did not start, or ended by itself. The text has its last words."""
 
 
 class Child:
@@ -57,6 +63,17 @@ class Child:
         assert self._process is not None, f"{self.name} was not started"
         return self._process.pid
 
+    def check(self) -> None:
+        """Nothing while it runs.
+
+        Raises:
+            ChildFailed: it ended, and nobody told it to.
+        """
+        if not self.alive:
+            code = self._process.returncode if self._process else None
+            how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+            raise self._failed(f"ended by itself ({how})")
+
     @property
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -86,21 +103,22 @@ class Child:
         """Returns when ``is_ready`` does; it is asked often and may raise OSError meanwhile.
 
         Raises:
-            Unavailable: the child ended or was not ready in time; the end of its log says why.
+            ChildFailed: it ended or was not ready in time; the end of its log says why.
         """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if not self.alive:
-                raise Unavailable("store", f"{self.name} ended at start: {self.log_tail()}")
+                raise self._failed("did not start: it ended")
             try:
                 if is_ready():
                     return
             except OSError:
                 pass
             time.sleep(_POLL_S)
-        raise Unavailable(
-            "store", f"{self.name} not ready after {timeout_s:.0f} s: {self.log_tail()}"
-        )
+        raise self._failed(f"did not start: not ready after {timeout_s:.0f} s")
+
+    def _failed(self, what: str) -> ChildFailed:
+        return ChildFailed(f"{self.name} {what}. The end of {self.log}:\n{self.log_tail()}")
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Asks it to end, then makes it. Safe to call twice."""

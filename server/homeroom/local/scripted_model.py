@@ -458,11 +458,7 @@ class ScriptedModel:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def start(self) -> ScriptedModel:
-        """Returns itself, ready to answer.
-
-        Raises:
-            Unavailable: it did not start; the end of its log says why.
-        """
+        """Returns itself, ready to answer. Raises ChildFailed with the end of its log."""
         self._child.start()
         self._child.wait_ready(lambda: bool(self._get("/v1/models")), _START_TIMEOUT_S)
         return self
@@ -475,6 +471,10 @@ class ScriptedModel:
 
     def stop(self) -> None:
         self._child.stop()
+
+    def check(self) -> None:
+        """Raises ChildFailed if it has ended by itself."""
+        self._child.check()
 
     def _get(self, path: str) -> bytes:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5.0)

@@ -12,6 +12,8 @@ import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import anyio
+
 from homeroom.config import new_registration, write_registration
 from homeroom.local.app_server import AppServer, ModelProvider, provider_from_environment
 from homeroom.local.scripted_model import ScriptedModel
@@ -28,6 +30,8 @@ SEEDS: tuple[tuple[str, str, str], ...] = (
 )
 """Name, description and persona of the agents that a new stack begins with."""
 
+WATCH_S = 0.5
+"""How often the servers are looked at: nothing works without one of them."""
 Report = Callable[[str], None]
 
 
@@ -90,7 +94,7 @@ class LocalStack:
 
         Raises:
             ConfigError: the ``local`` extra is not installed.
-            Unavailable: a server did not start; the end of its log says why.
+            ChildFailed: a server did not start; the end of its log says why.
         """
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         provider = self._provider
@@ -125,11 +129,26 @@ class LocalStack:
                 )
         return agents
 
+    async def watch(self) -> None:
+        """Runs until cancelled.
+
+        Raises:
+            ChildFailed: one of the servers has ended by itself; the text has the end of its log.
+        """
+        while True:
+            for child in self._children:
+                child.check()
+            await anyio.sleep(WATCH_S)
+
     def stop(self) -> None:
         """Stops everything; safe to call at any time."""
-        for child in (self._synapse, self._app_server, self._model):
-            if child is not None:
-                child.stop()
+        for child in self._children:
+            child.stop()
+
+    @property
+    def _children(self) -> list[Synapse | AppServer | ScriptedModel]:
+        children = (self._synapse, self._app_server, self._model)
+        return [child for child in children if child is not None]
 
     def _remember(self, key: str, draw: Callable[[], object], value: str = "") -> str:
         """A value that stays the same over restarts: ``value``, else the stored one, else drawn."""

@@ -25,8 +25,10 @@ from homeroom.local.child import Child, free_port
 
 _SECRETS = ("macaroon_secret_key", "form_secret", "registration_shared_secret")
 _GENEROUS = {"per_second": 100, "burst_count": 1000}
-"""One household's people join every agent's room at once; Synapse's default is ten, then one in
-ten seconds. All other limits stay as they are: the bridge itself is not limited."""
+"""For what one household's people do at once, on a server that only this machine reaches. They
+join every agent's room (Synapse's default: ten, then one in ten seconds), and they try one client
+after the other (the default: five logins, then one in five minutes). Wrong passwords and all else
+keep Synapse's limits; the bridge itself is not limited."""
 
 
 class Synapse:
@@ -86,7 +88,7 @@ class Synapse:
         """Starts it and returns when it answers. Blocks; call it from a thread that stays.
 
         Raises:
-            Unavailable: it ended or was not ready in time; the text has the end of its log.
+            ChildFailed: it ended or was not ready in time; the text has the end of its log.
         """
         self._write_private("homeserver.yaml", yaml.safe_dump(self._settings(), sort_keys=False))
         self._write_private("log.yaml", yaml.safe_dump(_LOG_SETTINGS))
@@ -100,6 +102,10 @@ class Synapse:
     def kill(self) -> None:
         """kill -9."""
         self._child.kill()
+
+    def check(self) -> None:
+        """Raises ChildFailed if it has ended by itself."""
+        self._child.check()
 
     def register_person(self, localpart: str, password: str, *, admin: bool = False) -> str:
         """The Matrix id of the person, registered now or before (the password then stays).
@@ -192,6 +198,7 @@ class Synapse:
             "user_directory": {"enabled": True, "search_all_users": True},
             "bcrypt_rounds": self._bcrypt_rounds,
             "rc_joins": {"local": _GENEROUS},
+            "rc_login": {"address": _GENEROUS, "account": _GENEROUS},
             "rc_joins_per_room": _GENEROUS,
             "app_service_config_files": [str(path) for path in self._registrations],
         }

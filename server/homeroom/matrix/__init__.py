@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MARKER_TYPE", "Matrix", "ServerInfo", "open_matrix"]
 
+HUB_NAME = "Homeroom"
+"""What rooms show as the hub's name."""
 _NO_MATRIX = "what answers at HOMEROOM_MATRIX_URL does not speak Matrix"
 
 
@@ -89,7 +91,8 @@ class Matrix:
     async def check(self) -> ServerInfo:
         """Proves that we can work here: right server, token accepted, names ours, hub present.
 
-        Registers the hub if it is missing; otherwise changes nothing.
+        Registers the hub if it is missing, and gives it a name if it has none of its own;
+        otherwise changes nothing.
 
         Raises:
             Rejected: with what to correct in the registration or the configuration.
@@ -111,6 +114,9 @@ class Matrix:
                 "Generate a new registration for this server name and install it",
             )
         await self.ensure_ghost(HUB_LOCALPART)
+        # Synapse names a new user after its localpart; any other name is somebody's choice.
+        if await self.get_display_name(self.hub) in ("", HUB_LOCALPART):
+            await self.set_display_name(self.hub, HUB_NAME)
         known = versions if isinstance(versions, list) else []
         return ServerInfo(tuple(str(v) for v in known), await self._whoami(self.hub))
 
@@ -267,6 +273,14 @@ class Matrix:
             if refusal.code != "M_NOT_FOUND":
                 raise
             return None
+
+    async def joined_rooms(self, ghost: GhostId) -> frozenset[RoomId]:
+        """The rooms the ghost is in."""
+        path = ("_matrix", "client", "v3", "joined_rooms")
+        rooms = (await self._wire.ask("GET", path, ghost=ghost)).get("joined_rooms")
+        if not isinstance(rooms, list):
+            raise Unavailable("matrix", _NO_MATRIX)
+        return frozenset(RoomId(room) for room in rooms if isinstance(room, str))
 
     async def joined_members(self, ghost: GhostId, room_id: RoomId) -> dict[str, str]:
         """User id to display name (empty where there is none) of everybody in the room."""

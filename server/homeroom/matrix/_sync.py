@@ -112,7 +112,7 @@ async def read_batch(
             query=query,
             timeout_s=timeout_ms / 1000 + _ANSWER_MARGIN_S,
         )
-        rooms, members, left = _read_rooms(body, token)
+        rooms, members, left = _read_rooms(body, token, hub)
         next_batch = body.get("next_batch")
         if not isinstance(next_batch, str):
             # Not an empty step: whoever takes it for one asks again at once, for ever.
@@ -171,7 +171,9 @@ async def _read_gap(
     return found, gap, pages
 
 
-def _read_rooms(body: dict[str, Any], since: str) -> tuple[list[_Room], list[Member], list[RoomId]]:
+def _read_rooms(
+    body: dict[str, Any], since: str, hub: GhostId
+) -> tuple[list[_Room], list[Member], list[RoomId]]:
     rooms: list[_Room] = []
     members: list[Member] = []
     sections = _dict(body.get("rooms"))
@@ -185,6 +187,11 @@ def _read_rooms(body: dict[str, Any], since: str) -> tuple[list[_Room], list[Mem
             rooms.append(room)
             state = _dicts(_dict(_dict(part).get("state")).get("events"))
             members += _read_members(room_id, [*state, *room.timeline])
+    for room_id, part in _dict(sections.get("invite")).items():
+        state = _dicts(_dict(_dict(part).get("invite_state")).get("events"))
+        # Of a room that one is only invited to, nothing but one's own membership is trustworthy.
+        own = [raw for raw in state if raw.get("state_key") == hub]
+        members += _read_members(room_id, own)
     return rooms, members, [RoomId(room_id) for room_id in _dict(sections.get("leave"))]
 
 

@@ -108,9 +108,8 @@ async def open_store(path: Path, now_ms: Callable[[], int] = _now_ms) -> AsyncIt
         connection.execute("BEGIN IMMEDIATE")  # two processes may start at once
         try:
             migrations.apply(db)
-            connection.execute(
-                "INSERT OR IGNORE INTO meta VALUES ('store_id', ?)", (secrets.token_hex(8),)
-            )
+            for key, value in (("store_id", secrets.token_hex(8)), ("born_ms", str(now_ms()))):
+                connection.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, value))
             connection.execute("COMMIT")
         except BaseException:
             connection.execute("ROLLBACK")

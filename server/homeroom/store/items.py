@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -38,16 +38,21 @@ class Items(Connection):
 
     # --- the lease --------------------------------------------------------------------------------
 
-    async def take_lease(self, owner: str, *, rank: int, ttl_ms: int) -> LeaseState:
+    async def take_lease(
+        self, owner: str, *, rank: int, ttl_ms: int,
+        is_gone: Callable[[str], bool] = lambda owner: False,
+    ) -> LeaseState:  # fmt: skip
         """The lease if it was free, had lapsed or its holder has a lower ``rank``; else who has it.
 
-        Taking it hands every claim of the holder before back to its lane, marked as begun.
+        ``is_gone`` may know that a holder is dead before its time has run out. Taking the lease
+        hands every claim of the holder before back to its lane, marked as begun.
         """
 
         def take() -> LeaseState:
             now = self._now_ms()
             row = self._row("SELECT * FROM lease")
-            if row and row["until_ms"] > now and row["rank"] >= rank:
+            held = row and row["until_ms"] > now and row["rank"] >= rank
+            if row and held and not is_gone(row["owner"]):
                 return LeaseState(row["owner"], row["until_ms"], 0)
             fence = (row["fence"] if row else 0) + 1
             self._conn.execute(

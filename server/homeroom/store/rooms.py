@@ -17,6 +17,7 @@ from homeroom.model import (
     GhostId,
     ItemId,
     Mapping,
+    Member,
     RoomEvent,
     RoomId,
     SyncBatch,
@@ -25,6 +26,11 @@ from homeroom.store.items import Items
 
 Decide = Callable[[RoomEvent, Mapping, int], Decision]
 """(event, the mapping of its room, how many people are in the room) -> what becomes of it. Pure."""
+
+
+HUB_IS_OUT = "The hub is not in the room any more, so nothing said there is heard."
+GHOST_IS_OUT = "The agent's user is not in the room any more, so it cannot answer there."
+INVITED_AGAIN = "Invited into the room again; the next sync accepts."
 
 
 class Rooms(Items):
@@ -83,7 +89,9 @@ class Rooms(Items):
     ) -> int:
         """Stores events, memberships and the cursor, and routes what can be routed: one commit.
 
-        An event that is there already (by its id) is left alone. Returns how many were new.
+        An event that is there already (by its id) is left alone. A mapping whose room the hub or
+        the ghost is no longer in is marked for the next sync, with the problem. Returns how many
+        events were new.
         """
 
         def record() -> int:
@@ -94,6 +102,13 @@ class Rooms(Items):
                     (member.room_id, member.user_id, member.membership, member.display_name,
                      int(is_ghost(member.user_id))),
                 )  # fmt: skip
+                if is_ghost(member.user_id):
+                    self._note_membership(member)
+            for room_id in batch.left_rooms:
+                self._conn.execute(
+                    "UPDATE mapping SET hub_joined = 0, problem = ? WHERE room_id = ?",
+                    (HUB_IS_OUT, room_id),
+                )
             for event in batch.events:
                 added = self._conn.execute(
                     "INSERT OR IGNORE INTO event (event_id, room_id, sender, type, content,"
@@ -112,6 +127,20 @@ class Rooms(Items):
             return fresh
 
         return await self._write(record, fence)
+
+    def _note_membership(self, member: Member) -> None:
+        """What a change of one of our own means to the next sync."""
+        if member.membership == "invite":  # so a sync that has given up may try again
+            self._conn.execute(
+                "UPDATE mapping SET problem = ?"
+                " WHERE room_id = ? AND hub_joined = 0 AND problem != ''",
+                (INVITED_AGAIN, member.room_id),
+            )
+        if member.membership in ("leave", "ban"):
+            self._conn.execute(
+                "UPDATE mapping SET hub_joined = 0, problem = ? WHERE room_id = ? AND ghost = ?",
+                (GHOST_IS_OUT, member.room_id, member.user_id),
+            )
 
     def _route_unrouted(self, mapping: Mapping, decide: Decide) -> None:
         people = self._row(

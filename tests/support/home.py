@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import httpx
 from mcp import StdioServerParameters
 
 from homeroom.local.child import Child, free_port
+from support.person import Person
 from support.synapse import PASSWORD, Homeserver
 
 READY_S = 60.0
@@ -85,7 +86,12 @@ class Home:
     letta: Any
     directory: Path
     environ: dict[str, str]
-    password: str = PASSWORD
+    person: str = ""
+    """The localpart of whoever is invited to every room."""
+
+    def login(self) -> AbstractAsyncContextManager[Person]:
+        """That person, at a client of their own."""
+        return Person.login(self.homeserver.url, self.person, PASSWORD)
 
     @contextmanager
     def service(self, *, start: bool = True, **environ: str) -> Iterator[Service]:
@@ -133,4 +139,4 @@ def make_home(
         "HOMEROOM_SYNC_INTERVAL_S": "5",
         "HOMEROOM_DATA_DIR": str(directory / "data"),
     }
-    return Home(homeserver, letta, directory, environ)
+    return Home(homeserver, letta, directory, environ, people[0] if people else "")
