@@ -23,6 +23,7 @@ import anyio
 from pydantic import TypeAdapter
 
 from homeroom.background import background
+from homeroom.claim import RETRY_CLAIM_S, HomeserverClaim
 from homeroom.config import Config, Registration, load_registration
 from homeroom.directory import Directory, block_after_edit
 from homeroom.errors import (
@@ -67,8 +68,8 @@ ANSWERS_FOLLOWED = 256
 HEALTH_FRESH_S = 10.0
 """How long health relies on what Letta last said: it is asked by monitors, often."""
 HEALTH_LIMIT_S = 5.0
-SYNC_WAIT_S = 600.0
-"""How long a tool waits for the reconciliation it asked for."""
+SYNC_WAIT_S = 45.0
+"""How long a tool waits for the reconciliation it asked for: LLM clients give up after 60 s."""
 
 _report = TypeAdapter(SyncReport)
 
@@ -111,42 +112,39 @@ class App:
         """A page of agents in the order of their names. The cursor survives a restart."""
         return await self._directory.page(query, limit, cursor)
 
-    async def sync(self, *, dry_run: bool = False) -> SyncReport:
+    async def sync(self, *, dry_run: bool = False, wait_s: float = SYNC_WAIT_S) -> SyncReport:
         """One reconciliation, carried out by whichever process runs the bridge.
 
         Raises:
             Unsupported: Matrix is not configured.
             Unavailable: Letta or the process that runs the bridge does not answer.
         """
-        if self.matrix is None:
-            await self._get_matrix()
+        await self._get_matrix()
         if dry_run:
             return await self._reconciler.sync(decide=_never, fence=0, dry_run=True, asked=True)
         request = await self._store.request_sync()
-        with anyio.move_on_after(SYNC_WAIT_S):
+        with anyio.move_on_after(wait_s):
             while True:
                 changed = self._store.changed
                 if found := await self._store.find_sync_report(request):
                     return _read_report(found)
                 await changed.wait()
-        raise Unavailable("store", f"the bridge ({self._bridge_owner}) did not answer the sync")
+        raise Unavailable("store", "the sync is still running, or the bridge cannot work now")
 
     async def sync_once(self, on_action: OnAction, *, dry_run: bool = False) -> SyncReport:
         """One reconciliation: by this process if nobody runs the bridge, else by whoever does."""
         await self._get_matrix()
         if dry_run:
             return await self.sync(dry_run=True)
-        lease = await self._store.take_lease(
-            self._owner, rank=0, ttl_ms=10 * LEASE_MS, is_gone=_is_gone
-        )
+        lease = await self._store.take_lease(self._owner, rank=0, ttl_ms=LEASE_MS, is_gone=_is_gone)
         if not lease.fence:
-            self._bridge_owner = lease.owner
-            return await self.sync()
+            return await self.sync(wait_s=3600.0)
         try:
             matrix = await self._get_matrix()
-            return await self._reconciler.sync(
-                decide=self._decide(matrix), fence=lease.fence, asked=True, on_action=on_action
-            )
+            async with background(partial(self._run_renewal, lease.fence)):
+                return await self._reconciler.sync(
+                    decide=self._decide(matrix), fence=lease.fence, asked=True, on_action=on_action
+                )
         finally:
             with anyio.CancelScope(shield=True):
                 await self._store.release_lease(lease.fence)
@@ -275,22 +273,15 @@ class App:
 
     # --- the loops -------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Keeps the services connected and the bridge running until cancelled."""
-        async with anyio.create_task_group() as loops:
-            loops.start_soon(self.letta.run)
-            if self.matrix:
-                loops.start_soon(self.matrix.run)
-            loops.start_soon(self._run_bridge)
-
-    async def run_links(self) -> None:
-        """Keeps the services connected and nothing else: for commands that run and end."""
+    async def run_services(self) -> None:
+        """Keeps the services connected until cancelled."""
         async with anyio.create_task_group() as loops:
             loops.start_soon(self.letta.run)
             if self.matrix:
                 loops.start_soon(self.matrix.run)
 
-    async def _run_bridge(self) -> None:
+    async def run_bridge(self) -> None:
+        """Runs the bridge, or waits for its turn to, until cancelled."""
         while True:
             # A process with Matrix may replace one without: only it can do all the work.
             lease = await self._store.take_lease(
@@ -337,13 +328,26 @@ class App:
         """Reads the rooms and keeps them in step, from when the homeserver can be reached."""
         matrix = await service.wait()
         decide_here = self._decide(matrix)
-        async with anyio.create_task_group() as loops:
-            loops.start_soon(
-                partial(
-                    run_intake, self._store, matrix, decide_here, fence=fence, state=self._intake
-                )
-            )
-            loops.start_soon(self._run_sync, decide_here, fence)
+        claim = HomeserverClaim(matrix, await self._store.get_meta("store_id"), self._owner)
+        intake = partial(
+            run_intake, self._store, matrix, decide_here, fence=fence, state=self._intake
+        )
+        try:
+            while True:
+                self._intake.problem = await claim.take()
+                if self._intake.problem:
+                    await self._refuse_syncs(self._intake.problem, fence)
+                    await anyio.sleep(RETRY_CLAIM_S)
+                    continue
+                async with background(intake, partial(self._run_sync, decide_here, fence)):
+                    await claim.keep()
+        finally:
+            await claim.release()
+
+    async def _refuse_syncs(self, why: str, fence: int) -> None:
+        if requests := await self._store.pending_sync_requests():
+            refusal = _dump_error(Rejected("matrix", why))
+            await self._store.finish_sync_requests(requests, refusal, fence)
 
     async def _run_sync(self, decide_here: Decide, fence: int) -> None:
         next_s = 0.0
@@ -371,7 +375,9 @@ class App:
                 "failures": [failure.reason for failure in report.failures][:20],
                 "duration_s": report.duration_s,
             }
-        except (Unavailable, Rejected, Misuse) as error:
+        except LeaseLost:
+            raise
+        except HomeroomError as error:
             log.warning("sync_failed", extra={"reason": str(error)})
             text = _dump_error(error)
             self._last_sync = {"at_s": round(time.time()), "error": str(error)}
@@ -394,7 +400,8 @@ async def open_app(config: Config, *, bridge: bool = True) -> AsyncIterator[App]
         registration = load_registration(config.matrix_registration)
     async with open_store(config.store_path) as store:
         app = App(config, store, registration)
-        async with background(app.run if bridge else app.run_links):
+        # One inside the other: the bridge ends while its services are still there.
+        async with background(app.run_services), background(*([app.run_bridge] if bridge else [])):
             yield app
 
 

@@ -388,7 +388,8 @@ def write_registration(registration: Mapping[str, Any], path: Path, *, force: bo
             "--out", f"cannot be written ({error.strerror})", "registration.yaml"
         ) from None
     with os.fdopen(fd, "w", encoding="utf-8") as file:
-        os.fchmod(file.fileno(), 0o600)
+        if hasattr(os, "fchmod"):  # not on Windows, where the directory's rights count
+            os.fchmod(file.fileno(), 0o600)
         yaml.safe_dump(dict(registration), file, sort_keys=False)
 
 

@@ -26,10 +26,11 @@ log = logging.getLogger(__name__)
 
 POSTS_IN_FLIGHT = 8
 """More requests at once do not make a homeserver faster (measured on Synapse)."""
-GIVE_UP_AFTER_S = 3600.0
-"""An item whose service stays away longer is parked, and whoever sent it is told."""
+PATIENCE_S = {ItemKind.TURN: 3600.0, ItemKind.POST: 20 * 3600.0}
+"""An item that has kept failing for longer is parked, and whoever sent it is told. A homeserver
+knows a transaction id for 24 hours: until then a post may be repeated, afterwards not."""
 UNCERTAIN_LIMIT = 5
-"""So often an answer may get lost before a person must look."""
+"""So often the answer to a turn may get lost before a person must look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ class Mailbox:
         except Uncertain as error:
             await self._put_off(item, error, courier, fence, delivered=True)
         except HomeroomError as error:
-            await self._park(item, str(error), courier, fence, delivered=False)
+            await self._park(item, str(error), courier, fence, delivered=item.begun)
         except Exception:
             incident = secrets.token_hex(4)
             log.exception("item_work_failed", extra={"item_id": item.id, "incident": incident})
@@ -150,25 +151,30 @@ class Mailbox:
         self, item: Item, error: Unavailable | Uncertain, courier: Courier, fence: int,
         *, delivered: bool,
     ) -> None:  # fmt: skip
-        age_s = time.time() - item.created_ms / 1000
-        lost_often = isinstance(error, Uncertain) and item.attempts >= UNCERTAIN_LIMIT
-        hopeless = age_s > GIVE_UP_AFTER_S or lost_often
-        if hopeless:
+        uncertain = isinstance(error, Uncertain)
+        failing_s = time.time() - item.failing_since_ms / 1000 if item.failing_since_ms else 0.0
+        left_s = PATIENCE_S[item.kind] - failing_s
+        repeatable = item.kind is ItemKind.POST
+        lost_often = uncertain and not repeatable and item.uncertain_count >= UNCERTAIN_LIMIT
+        if left_s <= 0 or lost_often:
             await self._park(item, str(error), courier, fence, delivered=delivered)
             return
         after_s = error.retry_after_s if isinstance(error, Unavailable) else None
         await self._store.retry(
             item,
             fence=fence,
-            delay_ms=int(pause_s(item.attempts + 1, after_s) * 1000),
+            # No service may put an item off for longer than it is kept for.
+            delay_ms=int(min(pause_s(item.attempts + 1, after_s), left_s) * 1000),
             reason=str(error),
             delivered=delivered,
+            uncertain=uncertain,
             then=courier.on_delay(item, error),
         )
 
     async def _park(
         self, item: Item, reason: str, courier: Courier, fence: int, *, delivered: bool
     ) -> None:
+        log.warning("item_parked", extra={"item_id": item.id, "lane": item.lane, "reason": reason})
         await self._store.finish(
             item,
             ItemState.PARKED,

@@ -43,6 +43,8 @@ EXIT_USAGE = 64
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h."""
 DEFAULT_HTTP = "127.0.0.1:8017"
+CLOSE_LIMIT_S = 1.5
+"""LLM clients kill a server that takes longer than two seconds to end."""
 OPEN_LATEST_S = 2.0
 """A client that says nothing does not keep the bridge from starting for longer than this."""
 
@@ -56,6 +58,8 @@ class DeferredApp:
     def __init__(self) -> None:
         self._wanted = anyio.Event()
         self._opened = anyio.Event()
+        self._closing = anyio.Event()
+        self._closed = anyio.Event()
         self._app: App | None = None
 
     def open(self) -> None:
@@ -63,7 +67,7 @@ class DeferredApp:
         self._wanted.set()
 
     async def hold(self, config: Config) -> None:
-        """Opens the app when it is wanted and keeps it open until cancelled; a loop of it that
+        """Opens the app when it is wanted and keeps it open until ``close``; a loop of it that
         dies raises here."""
         with anyio.move_on_after(OPEN_LATEST_S):
             await self._wanted.wait()
@@ -71,9 +75,20 @@ class DeferredApp:
         gc.enable()
         from homeroom.app import open_app
 
-        async with open_app(config) as self._app:
-            self._opened.set()
-            await anyio.sleep_forever()
+        try:
+            if not self._closing.is_set():
+                async with open_app(config) as self._app:
+                    self._opened.set()
+                    await self._closing.wait()
+        finally:
+            self._closed.set()
+
+    async def close(self) -> None:
+        """Has the app closed in order, so that others may take over at once, in bounded time."""
+        self._closing.set()
+        self._wanted.set()
+        with anyio.move_on_after(CLOSE_LIMIT_S):
+            await self._closed.wait()
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         async def call(*args: Any, **kwargs: Any) -> Any:
@@ -93,7 +108,9 @@ async def _serve_stdio(config: Config) -> int:
     deferred = DeferredApp()
     server = build_server(cast("App", deferred))
     async with background(partial(deferred.hold, config)):
-        return await run_stdio(server, on_answered=deferred.open)
+        code = await run_stdio(server, on_answered=deferred.open)
+        await deferred.close()
+        return code
 
 
 async def _serve_http(
@@ -117,6 +134,7 @@ async def _serve_http(
             stop=stop,
             on_ready=on_ready,
         )
+        await deferred.close()
     return 0
 
 
@@ -128,6 +146,8 @@ def _hs_token(config: Config) -> str:
 
 
 async def _stop_on_signal(stop: anyio.Event) -> None:
+    if sys.platform == "win32":
+        return  # no signal receivers there; Ctrl-C raises KeyboardInterrupt as usual
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             stop.set()

@@ -43,6 +43,12 @@ class Agent:
     tags: tuple[str, ...] = ()
 
 
+def encodable(text: object) -> str:
+    """``text`` without what no database and no other service takes: lone surrogates. A missing
+    text is empty."""
+    return str(text or "").encode("utf-8", "replace").decode()
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """One memory block (on the App Server: one memory file) of one agent.
@@ -241,6 +247,10 @@ class Item:
     generation: int = 0
     """How often its effect is known to have failed cleanly; part of the key it is sent with."""
     not_before_ms: int = 0
+    failing_since_ms: int = 0
+    """When the first of its attempts failed; 0 as long as none has."""
+    uncertain_count: int = 0
+    """How many attempts ended with their answer lost."""
     result: Json | None = None
     reason: str = ""
 

@@ -13,15 +13,20 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from collections.abc import Mapping as Dict
 from contextlib import contextmanager, nullcontext, suppress
-from html import escape
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.abc
-import nh3
-from markdown_it import MarkdownIt
 
-from homeroom.errors import HomeroomError, NotFound, Unavailable, Uncertain
+from homeroom.errors import (
+    ConfigError,
+    HomeroomError,
+    NotFound,
+    Rejected,
+    Service,
+    Unavailable,
+    Uncertain,
+)
 from homeroom.letta import Letta
 from homeroom.mailbox import Outcome
 from homeroom.matrix import Matrix
@@ -40,26 +45,17 @@ from homeroom.model import (
     RoomId,
     Turn,
 )
+from homeroom.posts import notice_item, plain_label, text_items
 from homeroom.store import Store
+
+T = TypeVar("T")
 
 PRIVATE_SCOPE = "private"
 """The conversation of chats that no room sees."""
-CHUNK_CHARS = 12_000
-"""A longer answer becomes several events: one may have 65,536 bytes, and it holds the text twice.
-Source: https://spec.matrix.org/v1.16/client-server-api/#size-limits"""
+OUR_FAULT = {"M_UNKNOWN_TOKEN", "M_MISSING_TOKEN", "M_EXCLUSIVE", "M_USER_DEACTIVATED"}
+"""Refusals that say nothing about the event: a person will mend them, and then it is posted."""
 TYPING_MS = 30_000
 NOT_TEXT = frozenset({"m.image", "m.file", "m.audio", "m.video", "m.location"})
-
-_markdown = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable(
-    ["table", "strikethrough"]
-)
-_ALLOWED_TAGS = {
-    *("h1", "h2", "h3", "h4", "h5", "h6", "p", "br", "hr", "blockquote", "pre", "code"),
-    *("a", "b", "strong", "i", "em", "u", "s", "del", "ul", "ol", "li"),
-    *("table", "thead", "tbody", "tr", "th", "td"),
-}
-"""What Matrix clients are advised to show, less what no agent needs.
-Source: https://spec.matrix.org/v1.16/client-server-api/#mroommessage-msgtypes"""
 
 
 # --- decisions: pure ----------------------------------------------------------------------------
@@ -67,10 +63,6 @@ Source: https://spec.matrix.org/v1.16/client-server-api/#mroommessage-msgtypes""
 
 def lane_of_turns(agent_id: AgentId, scope: str) -> str:
     return f"agent:{agent_id}:{scope}"
-
-
-def lane_of_room(room_id: RoomId) -> str:
-    return f"room:{room_id}"
 
 
 def decide(
@@ -86,11 +78,11 @@ def decide(
     if event.origin_server_ts_ms < mapping.heard_from_ms:
         return Decision("too old: it was there before Homeroom took the room over")
     if event.type == "m.room.encrypted":
-        notice = _notice_item(
+        notice = notice_item(
             mapping.ghost, event.room_id, event.id,
             "This message was not delivered: it is encrypted, and agents cannot read encrypted"
             " messages. Please write to me in a room without encryption.",
-            dedupe_key=f"encrypted:{event.room_id}",
+            dedupe_key=f"encrypted:{event.room_id}:{event.sender}",
         )  # fmt: skip
         return Decision("encrypted: agents cannot read it", (notice,))
     kind = event.content.get("msgtype")
@@ -102,7 +94,7 @@ def decide(
     if relation.get("rel_type") == "m.replace":
         return Decision("edit: only the first version of a message is delivered")
     if kind in NOT_TEXT:
-        notice = _notice_item(
+        notice = notice_item(
             mapping.ghost, event.room_id, event.id,
             "This was not delivered: I can only read text so far.",
             dedupe_key=f"not-text:{event.id}",
@@ -165,73 +157,8 @@ def chat_items(
     )
     if not (room_id and mapping):
         return [turn]
-    label = f"**{_plain(client)}** over MCP:\n\n{message}"
-    return [turn, *_text_items(mapping.ghost, room_id, label, f"mirror:{key}", notice=True)]
-
-
-def reply_content(text: str, *, notice: bool, reply_to: str | None, thread: str | None) -> Json:
-    """An m.room.message with a plain and a sanitised HTML body."""
-    content: dict[str, Any] = {"msgtype": "m.notice" if notice else "m.text", "body": text}
-    html = to_html(text)
-    if html != f"<p>{escape(text, quote=False)}</p>":
-        content["format"], content["formatted_body"] = "org.matrix.custom.html", html
-    relation: dict[str, Any] = {}
-    if reply_to:
-        relation["m.in_reply_to"] = {"event_id": reply_to}
-    if thread:
-        relation |= {"rel_type": "m.thread", "event_id": thread, "is_falling_back": False}
-    if relation:
-        content["m.relates_to"] = relation
-    return content
-
-
-def to_html(markdown: str) -> str:
-    """Markdown as the HTML that Matrix clients show: links to the web, no images, no script."""
-    return nh3.clean(
-        _markdown.render(markdown),
-        tags=_ALLOWED_TAGS,
-        attributes={"a": {"href"}, "ol": {"start"}, "code": {"class"}},
-        url_schemes={"http", "https", "mailto", "matrix"},
-    ).strip()
-
-
-def split_text(text: str, limit: int = CHUNK_CHARS) -> list[str]:
-    """Pieces of at most ``limit`` characters, cut at a paragraph, a line or a space if possible."""
-    pieces: list[str] = []
-    while len(text) > limit:
-        cut = max(text.rfind(mark, limit // 2, limit) for mark in ("\n\n", "\n", " "))
-        cut = cut if cut > 0 else limit
-        pieces.append(text[:cut].rstrip())
-        text = text[cut:].lstrip()
-    return [*pieces, text]
-
-
-def _text_items(
-    ghost: str, room_id: str, text: str, dedupe_key: str, *, notice: bool = False,
-    reply_to: str | None = None, thread: str | None = None,
-) -> list[NewItem]:  # fmt: skip
-    return [
-        NewItem(
-            lane=lane_of_room(RoomId(room_id)),
-            kind=ItemKind.POST,
-            payload={
-                "ghost": ghost,
-                "room_id": room_id,
-                "content": reply_content(piece, notice=notice, reply_to=reply_to, thread=thread),
-            },
-            dedupe_key=dedupe_key if number == 0 else f"{dedupe_key}:{number}",
-        )
-        for number, piece in enumerate(split_text(text))
-    ]
-
-
-def _notice_item(
-    ghost: str, room_id: str, reply_to: str | None, text: str, *, dedupe_key: str,
-    thread: str | None = None,
-) -> NewItem:  # fmt: skip
-    return _text_items(
-        ghost, room_id, text, dedupe_key, notice=True, reply_to=reply_to, thread=thread
-    )[0]
+    label = f"**{plain_label(client)}** over MCP:\n\n{message}"
+    return [turn, *text_items(mapping.ghost, room_id, label, f"mirror:{key}", notice=True)]
 
 
 def _text_of(content: Json) -> str:
@@ -242,13 +169,8 @@ def _text_of(content: Json) -> str:
     if isinstance(relation, dict) and "m.in_reply_to" in relation:
         # Older clients quote what they answer above it; the agent has read that already.
         # Source: https://spec.matrix.org/v1.12/client-server-api/#fallbacks-for-rich-replies
-        body = re.sub(r"\A(?:> .*\n)+\n?", "", body)
+        body = re.sub(r"\A> (?:\* )?<@[^>\n]+>.*\n(?:>.*\n)*\n?", "", body)
     return body
-
-
-def _plain(label: str) -> str:
-    """A client's name for itself, harmless in Markdown."""
-    return re.sub(r"[^\w .\-+/]", "", label)[:60].strip() or "An MCP client"
 
 
 # --- effects ------------------------------------------------------------------------------------
@@ -282,17 +204,21 @@ class Relay:
         return await self._deliver_turn(item)
 
     async def _deliver_post(self, item: Item) -> Outcome:
-        matrix = await self._matrix()
+        matrix = await _connected(self._matrix, "matrix")
         ghost, room_id = GhostId(item.payload["ghost"]), RoomId(item.payload["room_id"])
         try:
             event_id = await matrix.post(ghost, room_id, item.payload["content"], item.id)
+        except Rejected as refusal:
+            if refusal.code not in OUR_FAULT:
+                raise
+            raise Unavailable("matrix", refusal.reason) from refusal
         finally:
             self._typing.settle(ghost, room_id)
         return Outcome({"event_id": event_id})
 
     async def _deliver_turn(self, item: Item) -> Outcome:
         payload = item.payload
-        letta = await self._letta()
+        letta = await _connected(self._letta, "letta")
         room_id = payload.get("room_id") or payload.get("mirror_room_id")
         with self._typing.shown(payload["ghost"], room_id) if room_id else nullcontext():
             if letta.capabilities.conversations:
@@ -338,7 +264,8 @@ class Relay:
             return text
         sender = str(payload["sender"])
         name = await self._store.display_name(RoomId(payload["room_id"]), sender)
-        return f"{_plain(name)} ({sender}) says:\n{text}" if name else f"{sender} says:\n{text}"
+        who = f"{plain_label(name)} ({sender})" if name else sender
+        return f"{who} says:\n{text}"
 
     async def _ensure_conversation(
         self, letta: Letta, agent_id: AgentId, scope: str
@@ -378,25 +305,38 @@ class Relay:
 
     def on_parked(self, item: Item, reason: str, *, delivered: bool) -> Sequence[NewItem]:
         """Says that a message was given up, why, and whether the agent may have got it."""
-        if item.kind is not ItemKind.TURN:
-            return ()
+        if item.kind is ItemKind.POST:
+            # What people are told of a post is short and plain; if that is refused too, so be it.
+            if item.dedupe_key.startswith("unposted:"):
+                return ()
+            text = f"⚠️ I have an answer here that could not be posted. {reason}"
+            payload, key = item.payload, f"unposted:{item.id}"
+            return text_items(payload["ghost"], payload["room_id"], text, key, notice=True)
         certainty = "may have been" if delivered else "was not"
         text = f"⚠️ Your message {certainty} delivered. {reason}"
         if item.payload.get("event_id"):
             return (self._notice(item, text, "parked"),)
         if room_id := item.payload.get("mirror_room_id"):
             return tuple(
-                _text_items(item.payload["ghost"], room_id, f"⚠️ No answer. {reason}",
+                text_items(item.payload["ghost"], room_id, f"⚠️ No answer. {reason}",
                             f"parked:{item.id}", notice=True)
             )  # fmt: skip
         return ()
 
     def _notice(self, item: Item, text: str, why: str) -> NewItem:
         payload = item.payload
-        return _notice_item(
+        return notice_item(
             payload["ghost"], payload["room_id"], payload["event_id"], text,
             dedupe_key=f"{why}:{item.id}", thread=payload.get("thread"),
         )  # fmt: skip
+
+
+async def _connected(get: Callable[[], Awaitable[T]], service: Service) -> T:
+    """The service; that it cannot be connected to, for whatever reason, is no item's fault."""
+    try:
+        return await get()
+    except (Rejected, ConfigError) as error:
+        raise Unavailable(service, str(error)) from error
 
 
 class _Typing:
@@ -454,14 +394,14 @@ def _answers(item: Item, turn: Turn) -> list[NewItem]:
     key = f"reply:{item.id}"
     if payload.get("room_id"):
         said = turn.text.strip()
-        return _text_items(
+        return text_items(
             payload["ghost"], payload["room_id"], said or _SILENT.format(reason=turn.stop_reason),
             key, notice=not said, reply_to=payload["event_id"], thread=payload.get("thread"),
         )  # fmt: skip
     if payload.get("mirror_room_id"):
         answer = turn.text.strip() or _SILENT.format(reason=turn.stop_reason)
-        label = f"Answer to **{_plain(payload['client'])}**:\n\n{answer}"
-        return _text_items(payload["ghost"], payload["mirror_room_id"], label, key, notice=True)
+        label = f"Answer to **{plain_label(payload['client'])}**:\n\n{answer}"
+        return text_items(payload["ghost"], payload["mirror_room_id"], label, key, notice=True)
     return []
 
 

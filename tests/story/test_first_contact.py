@@ -150,3 +150,29 @@ async def test_a_renamed_agent_keeps_its_room_and_its_ghost_takes_the_name(home:
             )
             assert alice.invites() == []
             assert (await ask(alice, room, "!say same room"))["content"]["body"] == "same room"
+
+
+async def test_an_agent_with_a_name_no_database_takes_harms_nobody(home: Home) -> None:
+    await home.letta.create_agent("bad \ud83d name")
+    await home.letta.create_agent("Good")
+    async with home.login() as alice:
+        with home.service():
+            rooms = [await alice.join(await alice.wait_invite()) for _ in range(2)]
+            names = {await alice.room_name(room) for room in rooms}
+            assert names == {"Good - Letta Agent Chat", "bad ? name - Letta Agent Chat"}
+            for room in rooms:
+                assert (await ask(alice, room, "!say here"))["content"]["body"] == "here"
+
+
+async def test_a_long_answer_in_chinese_arrives_whole(home: Home) -> None:
+    await home.letta.create_agent("Ada")
+    async with home.login() as alice:
+        with home.service():
+            room = await alice.join(await alice.wait_invite())
+            text = "答" * 13_000
+            await alice.say(room, f"!say {text} **end**")
+            await alice.wait_event(
+                lambda e: e["sender"] != alice.id and "**end**" in str(e["content"].get("body")), 30
+            )
+            bodies = await alice.bodies(room)
+            assert "".join(bodies[1:]).replace(" ", "") == f"{text}**end**"

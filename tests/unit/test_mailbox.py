@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from homeroom.background import background
 from homeroom.errors import HomeroomError, LeaseLost, NotFound, Rejected, Unavailable, Uncertain
 from homeroom.mailbox import Mailbox, Outcome
 from homeroom.model import Item, ItemId, ItemKind, ItemState, NewItem
@@ -211,7 +214,8 @@ async def work(store: Store, courier: Script, ids: list[ItemId], at_once: int = 
         async with anyio.create_task_group() as group:
 
             async def run() -> None:
-                await mailbox.run_worker(courier, fence=fence, in_flight={TURN: at_once})
+                in_flight = {TURN: at_once, ItemKind.POST: 2}
+                await mailbox.run_worker(courier, fence=fence, in_flight=in_flight)
 
             group.start_soon(run)
             items = [await mailbox.wait_ended(item_id, 20) for item_id in ids]
@@ -270,6 +274,100 @@ async def test_an_item_of_another_process_is_started_at_once(tmp_path: Path) -> 
                 ended = await Mailbox(other).wait_ended(item_id, 5)
             assert ended.state is ItemState.DONE
             group.cancel_scope.cancel()
+
+
+HOUR_MS = 3_600_000
+POST = ItemKind.POST
+
+
+async def test_patience_begins_with_the_first_failure_and_not_with_the_message(
+    tmp_path: Path,
+) -> None:
+    """A message that lay there overnight is not given up because Letta needs a minute to boot."""
+    path = tmp_path / "s.db"
+    long_ago = int(time.time() * 1000) - 9 * HOUR_MS
+    async with open_store(path, now_ms=lambda: long_ago) as store:
+        ids = await store.put([new("a", "1", fails={"0": "away"})])
+    async with open_store(path) as store:
+        (item,) = await work(store, Script(), ids)
+        assert item.state is ItemState.DONE
+
+
+async def put_off(store: Store, item: NewItem, count: int, *, uncertain: bool) -> ItemId:
+    """An item that has failed so often already."""
+    fence = await lease(store)
+    (item_id,) = await store.put([item])
+    for _ in range(count):
+        claimed, _due = await store.claim([item.kind], fence)
+        assert claimed
+        await store.retry(
+            claimed, fence=fence, delay_ms=0, reason="", delivered=uncertain, uncertain=uncertain
+        )
+    await store.release_lease(fence)
+    return item_id
+
+
+async def after_one_more(store: Store, item_id: ItemId, courier: Script) -> Item:
+    """The item after the next attempt at it."""
+    before, fence = await store.get_item(item_id), await lease(store)
+    in_flight = {TURN: 1, POST: 1}
+    worker = partial(Mailbox(store).run_worker, courier, fence=fence, in_flight=in_flight)
+    with anyio.fail_after(10):
+        async with background(worker):
+            while True:
+                changed, item = store.changed, await store.get_item(item_id)
+                if item.attempts > before.attempts and item.state is not ItemState.CLAIMED:
+                    return item
+                await changed.wait()
+
+
+async def test_outages_do_not_count_as_lost_answers(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        new_item = new("a", "1", fails={"6": "lost"})
+        item_id = await put_off(store, new_item, 6, uncertain=False)
+        item = await after_one_more(store, item_id, Script())
+        assert (item.state, item.uncertain_count) == (ItemState.WAITING, 1)
+
+
+async def test_a_turn_whose_answers_keep_getting_lost_is_given_up(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        new_item = new("a", "1", fails={"5": "lost"})
+        item_id = await put_off(store, new_item, 5, uncertain=True)
+        assert (await after_one_more(store, item_id, Script())).state is ItemState.PARKED
+
+
+async def test_a_post_may_be_repeated_however_often_its_answer_was_lost(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        new_item = NewItem("room:r", POST, {"fails": {"9": "lost"}}, "p")
+        item_id = await put_off(store, new_item, 9, uncertain=True)
+        assert (await after_one_more(store, item_id, Script())).state is ItemState.WAITING
+
+
+async def test_no_service_can_put_an_item_off_for_longer_than_it_is_kept(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        (item_id,) = await store.put([new("a", "1")])
+
+        class Slow(Script):
+            async def deliver(self, item: Item) -> Outcome:
+                raise Unavailable("model", "later", retry_after_s=86_400.0)
+
+        mailbox, fence = Mailbox(store), await lease(store)
+        async with background(
+            partial(mailbox.run_worker, Slow(), fence=fence, in_flight={TURN: 1})
+        ):
+            with anyio.fail_after(10):
+                while not (item := await store.get_item(item_id)).not_before_ms:
+                    await store.wait_changed(1)
+        assert item.not_before_ms <= time.time() * 1000 + HOUR_MS
+
+
+async def test_a_look_for_work_does_not_read_what_is_done(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        plans = store._conn.execute(
+            "EXPLAIN QUERY PLAN SELECT * FROM item AS i WHERE state = 'waiting'"
+            " AND not_before_ms <= 1 ORDER BY i.id LIMIT 1"
+        ).fetchall()
+        assert any("item_waiting" in row["detail"] for row in plans)
 
 
 # --- against a model -----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -19,7 +20,8 @@ from homeroom.model import (
     RoomEvent,
     RoomId,
 )
-from homeroom.relay import chat_items, decide, reply_content, split_text, to_html
+from homeroom.posts import reply_content, split_text, text_items, to_html
+from homeroom.relay import chat_items, decide
 
 ROOM = RoomId("!r:hs.test")
 MAPPING = Mapping(
@@ -182,3 +184,25 @@ def test_splitting_loses_no_word_and_keeps_the_limit(whole: str, limit: int) -> 
     pieces = split_text(whole, limit)
     assert all(len(piece) <= limit for piece in pieces)
     assert "".join("".join(pieces).split()) == "".join(whole.split())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["答" * 40_000 + " **x**", "| a | b |\n|---|---|\n" + "| x | y |\n" * 4_000, "🎈" * 30_000],
+)
+def test_a_long_answer_in_any_script_fits_into_its_events(text: str) -> None:
+    """An event over 65,536 bytes is refused, and the answer would be lost."""
+    items = text_items("@g:h", "!r", text, "k")
+    sizes = [
+        len(json.dumps(dict(i.payload["content"]), ensure_ascii=False).encode()) for i in items
+    ]
+    assert len(items) > 1 and max(sizes) <= 60_000
+    assert len({item.dedupe_key for item in items}) == len(items)
+    said = "".join("".join(i.payload["content"]["body"].split()) for i in items)
+    assert said == "".join(text.split())
+
+
+def test_what_a_person_quotes_by_hand_is_told_to_the_agent() -> None:
+    relation = {"m.relates_to": {"m.in_reply_to": {"event_id": "$x"}}}
+    (turn,) = judge(event(text("> my own quote\n> of two lines", **relation))).items
+    assert turn.payload["text"] == "> my own quote\n> of two lines"

@@ -33,7 +33,16 @@ from homeroom.errors import LimitExceeded, NotFound, Rejected, Unavailable, Unce
 from homeroom.letta import OnDelta, memfs
 from homeroom.letta.link import LOST, Link, Scope
 from homeroom.letta.run import LoopState, Run, consumer_id, joined, text_of
-from homeroom.model import Agent, AgentId, Block, Capabilities, ConversationId, Json, Turn
+from homeroom.letta.wire import agent_of
+from homeroom.model import (
+    Agent,
+    AgentId,
+    Block,
+    Capabilities,
+    ConversationId,
+    Json,
+    Turn,
+)
 
 _PAGE = 500
 _THREAD = "Homeroom: main thread"
@@ -111,7 +120,7 @@ class AppServerLetta:
         while True:
             query = {"limit": _PAGE, **({"after": after} if after else {})}
             page = (await self._link.request("agent_list", query=query))["agents"]
-            fresh = [agent for agent in map(_agent, page) if agent.id not in found]
+            fresh = [agent for agent in map(agent_of, page) if agent.id not in found]
             found.update((agent.id, agent) for agent in fresh)
             if len(page) < _PAGE:
                 return list(found.values())
@@ -120,7 +129,7 @@ class AppServerLetta:
             after = page[-1]["id"]
 
     async def get_agent(self, agent_id: AgentId) -> Agent:
-        return _agent((await self._link.request("agent_retrieve", agent_id=agent_id))["agent"])
+        return agent_of((await self._link.request("agent_retrieve", agent_id=agent_id))["agent"])
 
     async def create_agent(
         self,
@@ -151,12 +160,12 @@ class AppServerLetta:
             "tags": list(tags),
             "memory_blocks": [{"label": k, "value": v} for k, v in (blocks or {}).items()],
         }
-        return _agent((await self._link.request("agent_create", key=name, body=body))["agent"])
+        return agent_of((await self._link.request("agent_create", key=name, body=body))["agent"])
 
     async def rename_agent(self, agent_id: AgentId, name: str) -> Agent:
         body = {"name": name}
         answer = await self._link.request("agent_update", key=name, agent_id=agent_id, body=body)
-        return _agent(answer["agent"])
+        return agent_of(answer["agent"])
 
     async def delete_agent(self, agent_id: AgentId) -> None:
         await self._link.request("agent_delete", key=agent_id, agent_id=agent_id)
@@ -470,15 +479,6 @@ class _Earlier:
     """What the history has for it, whole or not."""
     newest: bool = False
     """Nobody said anything after it."""
-
-
-def _agent(raw: Json) -> Agent:
-    return Agent(
-        id=AgentId(str(raw["id"])),
-        name=str(raw.get("name") or ""),
-        description=str(raw.get("description") or ""),
-        tags=tuple(str(tag) for tag in raw.get("tags") or ()),
-    )
 
 
 def _runtime(scope: Scope) -> Json:

@@ -77,7 +77,7 @@ async def find_backend(config: Config) -> BackendName:
                 response = await client.get(path)
             except httpx.TransportError as error:
                 raise lost(error, None) from error
-            if response.status_code in (429, 502, 503, 504):
+            if response.status_code == 429 or response.status_code >= 500:
                 reason = f"it answered {response.status_code}"
                 raise Unavailable("letta", reason, retry_after(response.headers))
             statuses.append(response.status_code)

@@ -24,7 +24,7 @@ from homeroom.errors import (
     Uncertain,
 )
 from homeroom.letta.answer import Answer
-from homeroom.letta.wire import Frame, Http, SilenceLimit, Sought, model_failure
+from homeroom.letta.wire import Frame, Http, SilenceLimit, Sought, agent_of, model_failure
 from homeroom.model import Agent, AgentId, Block, Capabilities, ConversationId, Turn
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class RestLetta:
             )
             if not page:
                 return list(agents.values())
-            for agent in map(_agent, page):
+            for agent in map(agent_of, page):
                 if agent.id in agents:
                     return None
                 agents[agent.id] = agent
@@ -117,7 +117,7 @@ class RestLetta:
             params={"include": "agent.tags"},
             sought=Sought("agent", agent_id),
         )
-        return _agent(found)
+        return agent_of(found)
 
     async def open_conversation(
         self, agent_id: AgentId, title: str, like: ConversationId | None = None
@@ -411,15 +411,6 @@ def _answer_after(run_id: str, later: Iterable[dict[str, Any]]) -> Answer:
         answer.take(message)
     answer.finish()
     return answer
-
-
-def _agent(raw: dict[str, Any]) -> Agent:
-    return Agent(
-        id=AgentId(str(raw["id"])),
-        name=str(raw.get("name") or ""),
-        description=str(raw.get("description") or ""),
-        tags=tuple(str(tag) for tag in raw.get("tags") or ()),
-    )
 
 
 def _block(raw: dict[str, Any]) -> Block:

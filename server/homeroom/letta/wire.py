@@ -30,6 +30,7 @@ from homeroom.errors import (
     Unavailable,
     Uncertain,
 )
+from homeroom.model import Agent, AgentId, encodable
 
 CONNECT_S = 10.0
 """Long enough for a TLS handshake over a slow link; a host that is down is noticed in time."""
@@ -364,3 +365,13 @@ def _json_or_none(content: bytes) -> Any:
         return json.loads(content)
     except ValueError:
         return None
+
+
+def agent_of(raw: Mapping[str, Any]) -> Agent:
+    """An agent as either of Letta's protocols describes it."""
+    return Agent(
+        id=AgentId(str(raw["id"])),
+        name=encodable(raw.get("name")),
+        description=encodable(raw.get("description")),
+        tags=tuple(encodable(tag) for tag in raw.get("tags") or ()),
+    )

@@ -182,6 +182,27 @@ class Matrix:
         name = answer.get("displayname")
         return name if isinstance(name, str) else ""
 
+    # --- notes on the homeserver -----------------------------------------------------------------
+
+    async def get_account_data(self, ghost: GhostId, event_type: str) -> dict[str, Any]:
+        """What the ghost noted under that type; empty if nothing.
+
+        Source: https://spec.matrix.org/v1.16/client-server-api/#client-config
+        """
+        try:
+            return await self._wire.ask("GET", self._note(ghost, event_type), ghost=ghost)
+        except Rejected as refusal:
+            if refusal.code != "M_NOT_FOUND":
+                raise
+            return {}
+
+    async def put_account_data(self, ghost: GhostId, event_type: str, content: Json) -> None:
+        path = self._note(ghost, event_type)
+        await self._wire.ask("PUT", path, ghost=ghost, body=dict(content))
+
+    def _note(self, ghost: GhostId, event_type: str) -> tuple[str, ...]:
+        return ("_matrix", "client", "v3", "user", ghost, "account_data", event_type)
+
     # --- rooms -----------------------------------------------------------------------------------
 
     async def find_room(self, alias: str) -> RoomId | None:

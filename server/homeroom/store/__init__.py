@@ -28,8 +28,9 @@ from homeroom.store.schema import migrations
 
 __all__ = ["Decide", "LeaseState", "Store", "open_store"]
 
-_BUSY_TIMEOUT_MS = 10_000
-"""How long a write waits for another process's write before it fails."""
+_BUSY_TIMEOUT_MS = 60_000
+"""How long a write waits for another process's write before it fails: longer than a backup holds
+the file."""
 
 
 def _now_ms() -> int:

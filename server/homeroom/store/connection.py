@@ -18,7 +18,7 @@ import anyio
 import anyio.to_thread
 from sqlite_utils import Database
 
-from homeroom.errors import LeaseLost
+from homeroom.errors import LeaseLost, Unavailable
 
 T = TypeVar("T")
 
@@ -56,13 +56,18 @@ class Connection:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         # IMMEDIATE: a read that turns into a write would fail at once if another process wrote.
-        self._conn.execute("BEGIN IMMEDIATE")
+        try:
+            self._conn.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            raise Unavailable("store", str(error)) from error
         try:
             yield
+            self._conn.execute("COMMIT")
         except BaseException:
-            self._conn.execute("ROLLBACK")
+            # Also after a COMMIT that failed: an open transaction would lock everybody out.
+            if self._conn.in_transaction:
+                self._conn.execute("ROLLBACK")
             raise
-        self._conn.execute("COMMIT")
 
     def _rows(self, sql: str, args: Sequence[Any] = ()) -> list[sqlite3.Row]:
         return self._conn.execute(sql, args).fetchall()

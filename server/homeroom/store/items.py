@@ -131,12 +131,13 @@ class Items(Connection):
 
         def take() -> tuple[Item | None, int | None]:
             # Most looks find nothing: those shall not take the write lock.
-            if self._claimable(kinds):
+            now_ms = self._now_ms()
+            if self._claimable(kinds, now_ms):
                 with self._transaction():
                     self._check_fence(fence)
                     if item := self._claim(kinds, fence):
                         return item, None
-            return None, self._next_due_ms(kinds)
+            return None, self._next_due_ms(kinds, now_ms)
 
         # A look that finds nothing must not count as a change, or the worker would wake itself.
         item, due_ms = await self._run(take)
@@ -144,18 +145,18 @@ class Items(Connection):
             self._notify()
         return item, due_ms
 
-    def _claimable(self, kinds: Sequence[ItemKind]) -> sqlite3.Row | None:
+    def _claimable(self, kinds: Sequence[ItemKind], now_ms: int) -> sqlite3.Row | None:
         marks = ", ".join("?" for _ in kinds)
         return self._row(
             "SELECT * FROM item AS i WHERE state = 'waiting' AND not_before_ms <= ?"
             f" AND kind IN ({marks}) AND NOT EXISTS (SELECT 1 FROM item AS j WHERE"
             " j.lane = i.lane AND j.state IN ('waiting', 'claimed') AND j.id < i.id)"
             " ORDER BY i.id LIMIT 1",
-            (self._now_ms(), *kinds),
+            (now_ms, *kinds),
         )
 
     def _claim(self, kinds: Sequence[ItemKind], fence: int) -> Item | None:
-        row = self._claimable(kinds)
+        row = self._claimable(kinds, self._now_ms())
         if row is None:
             return None
         self._conn.execute(
@@ -165,12 +166,12 @@ class Items(Connection):
         self._log(row["id"], ItemState.CLAIMED, "")
         return _item(row)
 
-    def _next_due_ms(self, kinds: Sequence[ItemKind]) -> int | None:
+    def _next_due_ms(self, kinds: Sequence[ItemKind], now_ms: int) -> int | None:
         marks = ", ".join("?" for _ in kinds)
         row = self._row(
             "SELECT min(not_before_ms) AS at FROM item WHERE state = 'waiting'"
             f" AND not_before_ms > ? AND kind IN ({marks})",
-            (self._now_ms(), *kinds),
+            (now_ms, *kinds),
         )
         return row["at"] if row else None
 
@@ -200,9 +201,9 @@ class Items(Connection):
 
     async def retry(
         self, item: Item, *, fence: int, delay_ms: int, reason: str, delivered: bool,
-        then: Sequence[NewItem] = (),
+        uncertain: bool = False, then: Sequence[NewItem] = (),
     ) -> None:  # fmt: skip
-        """Hands a claim back to the head of its lane for later.
+        """Hands a claim back to the head of its lane for later, and counts its failures.
 
         ``delivered`` False says that its effect certainly did not happen: the next claim need not
         look for it and uses a fresh key.
@@ -211,9 +212,17 @@ class Items(Connection):
         def write() -> None:
             self._require_claim(item, fence)
             self._conn.execute(
-                "UPDATE item SET not_before_ms = ?, begun = ?, generation = generation + ?"
-                " WHERE id = ?",
-                (self._now_ms() + delay_ms, int(delivered), int(not delivered), item.id),
+                "UPDATE item SET not_before_ms = ?, begun = ?, generation = generation + ?,"
+                " uncertain_count = uncertain_count + ?, failing_since_ms ="
+                " CASE failing_since_ms WHEN 0 THEN ? ELSE failing_since_ms END WHERE id = ?",
+                (
+                    self._now_ms() + delay_ms,
+                    int(delivered),
+                    int(not delivered),
+                    int(uncertain),
+                    self._now_ms(),
+                    item.id,
+                ),
             )
             self._set_state(item.id, ItemState.WAITING, reason)
             for follower in then:
@@ -270,6 +279,7 @@ def _item(row: sqlite3.Row) -> Item:
         payload=json.loads(row["payload"]), dedupe_key=row["dedupe_key"],
         state=ItemState(row["state"]), attempts=row["attempts"], created_ms=row["created_ms"],
         begun=bool(row["begun"]), generation=row["generation"],
-        not_before_ms=row["not_before_ms"],
+        not_before_ms=row["not_before_ms"], failing_since_ms=row["failing_since_ms"],
+        uncertain_count=row["uncertain_count"],
         result=json.loads(row["result"]) if row["result"] else None, reason=row["reason"],
     )  # fmt: skip

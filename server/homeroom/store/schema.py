@@ -14,6 +14,18 @@ def m001_first(db: Database) -> None:
             db.conn.execute(statement)
 
 
+@migrations()
+def m002_patience_is_counted_from_the_first_failure(db: Database) -> None:
+    for statement in (
+        "ALTER TABLE item ADD COLUMN failing_since_ms INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE item ADD COLUMN uncertain_count INTEGER NOT NULL DEFAULT 0",
+        # Without it every look for work reads every item there ever was.
+        "CREATE INDEX item_waiting ON item (id) WHERE state = 'waiting'",
+        "CREATE INDEX item_claimed ON item (id) WHERE state = 'claimed'",
+    ):
+        db.conn.execute(statement)
+
+
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE lease (
