@@ -161,20 +161,27 @@ def run_demo(keep: bool) -> int:
     return code
 
 
+def _environ(stack: LocalStack) -> dict[str, str]:
+    """The environment of what the demo starts: nobody's settings but the stack's."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith("HOMEROOM_")}
+    return own | stack.environ | QUIET
+
+
 def _start_service(stack: LocalStack) -> tuple[Child, str]:
     port = free_port()
+    url = f"http://127.0.0.1:{port}/health"
     service = Child(
         "homeroom",
         [sys.executable, "-m", "homeroom", "serve", "--http", str(port)],
         cwd=stack.directory,
         log=stack.directory / "homeroom.log",
-        env={**os.environ, **stack.environ, **QUIET},
+        env=_environ(stack),
     )
     service.start()
 
     def is_ready() -> bool:
         try:
-            return httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200
+            return httpx.get(url, timeout=5, trust_env=False).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -185,7 +192,9 @@ def _start_service(stack: LocalStack) -> tuple[Child, str]:
 async def _main_job(stack: LocalStack, url: str, transcript: Transcript) -> None:
     from mcp import Client, StdioServerParameters
 
-    async with httpx.AsyncClient(base_url=stack.homeserver_url, timeout=60) as http:
+    async with httpx.AsyncClient(
+        base_url=stack.homeserver_url, timeout=60, trust_env=False
+    ) as http:
         person = Person(http, stack.person_id)
         await person.login(stack.password)
         with transcript.step("a ghost and a room for each, and the person invited") as lines:
@@ -206,7 +215,7 @@ async def _main_job(stack: LocalStack, url: str, transcript: Transcript) -> None
     stdio = StdioServerParameters(
         command=sys.executable,
         args=["-m", "homeroom", "serve"],
-        env={**os.environ, **stack.environ, **QUIET},
+        env=_environ(stack),
     )
     for way, target in (("stdio", stdio), ("Streamable HTTP", url)):
         async with Client(target) as client:

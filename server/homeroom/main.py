@@ -208,6 +208,12 @@ def serve(http: str | None, config_path: Path | None) -> int:
 def sync(dry_run: bool, config_path: Path | None) -> int:
     """Bring Matrix in step with Letta once. Exit code 0: in step, 2: drift left."""
     config = _start(config_path)
+    if not config.has_matrix:
+        raise ConfigError(
+            "HOMEROOM_MATRIX_URL",
+            "is missing, and there is nothing to sync",
+            EXAMPLES["matrix_url"],
+        )
     return anyio.run(_sync, config, dry_run)
 
 

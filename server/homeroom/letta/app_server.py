@@ -26,13 +26,21 @@ import difflib
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 
 from homeroom.config import Config
 from homeroom.errors import LimitExceeded, NotFound, Rejected, Unavailable, Uncertain
 from homeroom.letta import OnDelta, memfs
 from homeroom.letta.link import LOST, Link, Scope
-from homeroom.letta.run import LoopState, Run, consumer_id, joined, text_of
+from homeroom.letta.run import (
+    Earlier,
+    LoopState,
+    Run,
+    attempt_of,
+    consumer_id,
+    joined,
+    message_id_of,
+    text_of,
+)
 from homeroom.letta.wire import agent_of
 from homeroom.model import (
     Agent,
@@ -146,10 +154,7 @@ class AppServerLetta:
             Rejected: no such model is connected to the server, or it refused.
         """
         if not model or model.endswith("/"):
-            listed = await self._link.request("list_models", force=True)
-            # A server that has just started does not know yet which of its models answer.
-            known = listed.get("available_handles") or [e["handle"] for e in listed["entries"]]
-            handles = [name for name in known if name.startswith(model)]
+            handles = [name for name in await self._handles() if name.startswith(model)]
             if not handles:
                 raise Rejected("letta", "no language model is connected to it")
             model = handles[0]
@@ -161,6 +166,22 @@ class AppServerLetta:
             "memory_blocks": [{"label": k, "value": v} for k, v in (blocks or {}).items()],
         }
         return agent_of((await self._link.request("agent_create", key=name, body=body))["agent"])
+
+    async def mend_models(self, model: str) -> None:
+        """Gives ``model`` (see ``create_agent``) to agents whose own is not connected any more."""
+        handles = await self._handles()
+        fitting = [name for name in handles if name.startswith(model)]
+        listed = await self._link.request("agent_list", query={"limit": _PAGE})
+        for raw in listed["agents"]:
+            if raw.get("model") not in handles and fitting:
+                body = {"model": fitting[0]}
+                await self._link.request("agent_update", agent_id=raw["id"], body=body)
+
+    async def _handles(self) -> list[str]:
+        """The models that are connected, by Letta's names for them."""
+        listed = await self._link.request("list_models", force=True)
+        # A server that has just started does not know yet which of its models answer.
+        return list(listed.get("available_handles") or [e["handle"] for e in listed["entries"]])
 
     async def rename_agent(self, agent_id: AgentId, name: str) -> Agent:
         body = {"name": name}
@@ -203,7 +224,7 @@ class AppServerLetta:
                 await self._join(scope, events)
             for _ in range(2):
                 self._tried[key] = self._tried.get(key, 0) + 1
-                run = Run(_message_id(key, self._tried[key]), on_delta)
+                run = Run(message_id_of(key, self._tried[key]), on_delta)
                 await self._submit(scope, text, run.id, key)
                 if await self._follow(scope, events, run, key):
                     if run.refused:
@@ -253,21 +274,21 @@ class AppServerLetta:
         answer = await self._link.request("abort_message", runtime=runtime)
         return answer.get("aborted") is True
 
-    async def _earlier(self, scope: Scope, events: asyncio.Queue[Json], key: str) -> _Earlier:
+    async def _earlier(self, scope: Scope, events: asyncio.Queue[Json], key: str) -> Earlier:
         """What became of ``key`` so far, after waiting for it if it is under way."""
         state = await self._join(scope, events)
         earlier = await self._search(scope, key)
-        queued = [name for name in state.queued if _attempt(name, key)]
+        queued = [name for name in state.queued if attempt_of(name, key)]
         if queued or (earlier.newest and state.busy):
-            message_id = queued[-1] if queued else _message_id(key, earlier.count)
+            message_id = queued[-1] if queued else message_id_of(key, earlier.count)
             run = Run(message_id, None, state.runs)
             run.begun = True
             await self._follow(scope, events, run, key)
             earlier = await self._search(scope, key)
             if run.failed:
-                return _Earlier(earlier.count)
+                return Earlier(earlier.count)
             # What it said before we joined is in the history only.
-            return _Earlier(earlier.count, self._note(key, Turn(earlier.text, run.ended)))
+            return Earlier(earlier.count, self._note(key, Turn(earlier.text, run.ended)))
         return earlier
 
     async def _join(
@@ -294,7 +315,7 @@ class AppServerLetta:
             await self._refuse(scope, event)
         return state
 
-    async def _search(self, scope: Scope, key: str) -> _Earlier:
+    async def _search(self, scope: Scope, key: str) -> Earlier:
         """Looks for ``key`` in the history, newest message first."""
         answers: list[str] = []
         before: str | None = None
@@ -311,14 +332,14 @@ class AppServerLetta:
                 if kind == "assistant_message":
                     answers.append(text_of(message.get("content")))
                 elif kind == "user_message":
-                    count = _attempt(str(message.get("otid") or ""), key)
+                    count = attempt_of(str(message.get("otid") or ""), key)
                     if count:
-                        return _Earlier(count, None, joined(reversed(answers)), newest)
+                        return Earlier(count, None, joined(reversed(answers)), newest)
                     answers, newest = [], False
             before = page.get("next_before")
             if not page.get("has_more") or not before:
                 break
-        return _Earlier(0)
+        return Earlier(0)
 
     async def _submit(self, scope: Scope, text: str, message_id: str, key: str) -> None:
         message = {"role": "user", "content": text, "client_message_id": message_id}
@@ -468,30 +489,5 @@ class AppServerLetta:
         return memfs.file_characters(await self._read(agent_id, memfs.POLICY_PATH))
 
 
-@dataclass(frozen=True, slots=True)
-class _Earlier:
-    """The traces of a key: how often it was tried, and what it got."""
-
-    count: int
-    turn: Turn | None = None
-    """Its turn, if we saw it end."""
-    text: str = ""
-    """What the history has for it, whole or not."""
-    newest: bool = False
-    """Nobody said anything after it."""
-
-
 def _runtime(scope: Scope) -> Json:
     return {"agent_id": scope[0], "conversation_id": scope[1]}
-
-
-def _message_id(key: str, attempt: int) -> str:
-    return key if attempt == 1 else f"{key}#{attempt}"
-
-
-def _attempt(message_id: str, key: str) -> int:
-    """Which attempt at ``key`` a message id is, from 1; 0 if it is another's."""
-    if message_id == key:
-        return 1
-    start, _, number = message_id.rpartition("#")
-    return int(number) if start == key and number.isdecimal() else 0

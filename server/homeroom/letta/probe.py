@@ -22,6 +22,7 @@ from homeroom.letta.wire import (
     authorization,
     failure,
     http_url,
+    is_loopback,
     lost,
     retry_after,
     trusted_roots,
@@ -71,6 +72,7 @@ async def find_backend(config: Config) -> BackendName:
         headers=authorization(config),
         timeout=timeout,
         verify=trusted_roots(),
+        trust_env=not is_loopback(config.letta_url),
     ) as client:
         for path, backend in _QUESTIONS:
             try:

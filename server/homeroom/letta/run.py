@@ -42,6 +42,19 @@ class LoopState:
             self.queued = tuple(str(item["client_message_id"]) for item in event["queue"])
 
 
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """The traces of a key: how often it was tried, and what it got."""
+
+    count: int
+    turn: Turn | None = None
+    """Its turn, if we saw it end."""
+    text: str = ""
+    """What the history has for it, whole or not."""
+    newest: bool = False
+    """Nobody said anything after it."""
+
+
 class Run:
     """Collects the text of one message's answer and notices its end.
 
@@ -165,3 +178,15 @@ def text_of(content: object) -> str:
 def joined(texts: Iterable[str]) -> str:
     """The messages of one answer as one text; a step that only called a tool says nothing."""
     return "\n\n".join(text for text in (text.strip() for text in texts) if text)
+
+
+def message_id_of(key: str, attempt: int) -> str:
+    return key if attempt == 1 else f"{key}#{attempt}"
+
+
+def attempt_of(message_id: str, key: str) -> int:
+    """Which attempt at ``key`` a message id is, from 1; 0 if it is another's."""
+    if message_id == key:
+        return 1
+    start, _, number = message_id.rpartition("#")
+    return int(number) if start == key and number.isdecimal() else 0

@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from httpx_sse import EventSource
@@ -78,6 +79,7 @@ class Http:
             "base_url": http_url(config),
             "headers": {**headers, **authorization(config)},
             "verify": trusted_roots(),
+            "trust_env": not is_loopback(config.letta_url),
         }
         timeout = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
         # How long an agent may be silent is the turn's business, and it has a connection of its
@@ -201,6 +203,11 @@ class SilenceLimit:
 def trusted_roots() -> ssl.SSLContext:
     """What HTTPS trusts; reading it takes a quarter of a second, so every client shares it."""
     return httpx.create_ssl_context()
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL means this machine, which no proxy of the environment can reach for us."""
+    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def http_url(config: Config) -> str:

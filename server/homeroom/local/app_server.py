@@ -186,6 +186,11 @@ class AppServer:
             model = self._provider.handle or f"{self._provider.kind}/"
             return await letta.create_agent(name, description, blocks, model=model)
 
+    async def mend_models(self) -> None:
+        """Moves agents to this server's model whose own went with an earlier provider."""
+        async with AppServerLetta.connect(self.url, self._token) as letta:
+            await letta.mend_models(self._provider.handle or f"{self._provider.kind}/")
+
     async def list_agents(self) -> list[Agent]:
         """All agents of this server. Raises Unavailable."""
         async with AppServerLetta.connect(self.url, self._token) as letta:
@@ -203,6 +208,9 @@ class AppServer:
             settings = {}
         settings = settings if isinstance(settings, dict) else {}
         settings["permissions"] = {"deny": list(self.rules)}
+        # Every 25 turns the server would have an agent of its own, with a shell, read over what was
+        # said: no rule that we send along with a turn reaches that one (0.34.12).
+        settings["reflectionTrigger"] = "off"
         _write_private(path, json.dumps(settings, indent=2))
 
     def _credentials(self) -> str:

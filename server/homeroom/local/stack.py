@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import anyio
 
 from homeroom.config import new_registration, write_registration
+from homeroom.errors import Rejected
 from homeroom.local.app_server import AppServer, ModelProvider, provider_from_environment
 from homeroom.local.scripted_model import ScriptedModel
 from homeroom.local.synapse import Synapse
@@ -97,6 +99,7 @@ class LocalStack:
             ChildFailed: a server did not start; the end of its log says why.
         """
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock()
         provider = self._provider
         if provider is None:
             report("a scripted model")
@@ -118,8 +121,9 @@ class LocalStack:
         self._synapse.register_person(PERSON, self.password)
 
     async def seed(self) -> list[Agent]:
-        """The agents there are; three are made when there is none."""
+        """The agents there are, all with a model that is there; three are made if there is none."""
         assert self._app_server is not None
+        await self._app_server.mend_models()
         agents = await self._app_server.list_agents()
         if not agents:
             for name, description, persona in SEEDS:
@@ -149,6 +153,19 @@ class LocalStack:
     def _children(self) -> list[Synapse | AppServer | ScriptedModel]:
         children = (self._synapse, self._app_server, self._model)
         return [child for child in children if child is not None]
+
+    def _lock(self) -> None:
+        """Raises Rejected if another process runs a stack in this directory."""
+        if sys.platform == "win32":
+            return  # no such locks there; the ports are taken all the same
+        import fcntl
+
+        self._held = (self.directory / "lock").open("w")
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            reason = f"{self.directory} is in use by another homeroom up; use it, or another --dir"
+            raise Rejected("store", reason) from None
 
     def _remember(self, key: str, draw: Callable[[], object], value: str = "") -> str:
         """A value that stays the same over restarts: ``value``, else the stored one, else drawn."""

@@ -121,6 +121,8 @@ class Wire:
         timeout_s: float | None,
     ) -> aiohttp.ClientResponse:
         """The answer, read to its end. Raises what aiohttp raises: GhostClient needs it raw."""
+        if self.session.closed:
+            raise aiohttp.ClientConnectionError("we have closed the connection")
         response = await self.session.request(
             method,
             self._base_url + path,
