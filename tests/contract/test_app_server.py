@@ -405,3 +405,30 @@ async def test_a_command_that_the_server_does_not_know_ends_by_its_deadline(
         with pytest.raises(Uncertain) as caught:
             await link.request("no_such_command", key="the-key", timeout_s=0.2)
     assert caught.value.key == "the-key"
+
+
+async def test_no_agent_of_the_servers_own_reads_over_what_was_said(
+    app_server: AppServerHarness,
+) -> None:
+    """After 25 turns Letta Code 0.34.12 starts one, with a shell, unless it is told not to."""
+    agent = await app_server.create_agent(fresh("chatty"))
+    async with asyncio.timeout(WAIT_S), AppServerLetta.open(app_server.config()) as letta:
+        room = str(await letta.open_conversation(agent.id, "room"))
+        await letta.turn(agent.id, "hello", conversation=ConversationId(room), key=fresh("k"))
+        runtime = {"agent_id": agent.id, "conversation_id": room}
+        answer = await letta._link.request("get_reflection_settings", runtime=runtime)
+    assert answer["reflection_settings"]["trigger"] == "off"
+
+
+async def test_an_agent_whose_model_is_gone_is_moved_to_one_that_is_there(
+    own_server: AppServerHarness,
+) -> None:
+    agent = await own_server.create_agent(fresh("orphan"))
+    async with asyncio.timeout(WAIT_S), AppServerLetta.open(own_server.config()) as letta:
+        gone = {"model": "openai/gpt-5.5"}
+        await letta._link.request("agent_update", key="m", agent_id=agent.id, body=gone)
+        with pytest.raises(Unavailable):
+            await letta.turn(agent.id, "hello", conversation=None, key=fresh("k"))
+        await letta.mend_models("openai-compatible/")
+        turn = await letta.turn(agent.id, "hello", conversation=None, key=fresh("k"))
+    assert turn.text == "echo: hello"
