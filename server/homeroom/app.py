@@ -24,6 +24,7 @@ from pydantic import TypeAdapter
 
 from homeroom.background import background
 from homeroom.config import Config, Registration, load_registration
+from homeroom.deliveries import Deliveries
 from homeroom.directory import Directory, block_after_edit
 from homeroom.errors import (
     HomeroomError,
@@ -46,6 +47,7 @@ from homeroom.model import (
     ItemKind,
     ItemState,
     ReplyView,
+    Story,
     SyncReport,
 )
 from homeroom.relay import Relay, chat_items, decide
@@ -79,7 +81,7 @@ class App:
     def __init__(self, config: Config, store: Store, registration: Registration | None) -> None:
         self.config = config
         self._store, self._registration = store, registration
-        self._mailbox = Mailbox(store)
+        self._mailbox, self._deliveries = Mailbox(store), Deliveries(store)
         self.letta = Service[Letta](partial(open_letta, config), "letta")
         self.matrix: Service[Matrix] | None = None
         if registration:
@@ -211,6 +213,10 @@ class App:
         self._spoken[item_id] = (count + len(piece), (tail + piece)[-TAIL_CHARS:])
         while len(self._spoken) > ANSWERS_FOLLOWED:
             self._spoken.popitem(last=False)
+
+    async def explain(self, name: str) -> Story:
+        """What became of the message with that event id or reply id. Raises NotFound."""
+        return await self._deliveries.explain(name)
 
     # --- memory ----------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal, NewType
 
@@ -28,6 +29,11 @@ ItemId = NewType("ItemId", str)
 """Id of a mailbox item. Sorts by time of creation; follows a message from end to end."""
 
 Json = Dict[str, Any]
+
+
+def utc_text(ms: int) -> str:
+    """A point in time for people to read: UTC, to the second."""
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 # --- Letta ---------------------------------------------------------------------------------------
@@ -251,6 +257,46 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """One entry of an item's history. ``next_try_ms`` is 0 where it was not put off."""
+
+    at_ms: int
+    state: ItemState
+    reason: str = ""
+    next_try_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HeardEvent:
+    """What is kept of a room event: who, when, where and the rule that decided it. No text."""
+
+    id: EventId
+    room_id: RoomId
+    sender: str
+    sent_ms: int
+    """By the clock of the sender's homeserver."""
+    received_ms: int
+    outcome: str
+    """Empty while it has not been decided: no agent is known to live in the room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """All that the store knows of one message: its event, its item and what followed from it.
+
+    ``event`` is None for a message of a tool, ``item`` for one that was not relayed.
+    """
+
+    event: HeardEvent | None
+    item: Item | None
+    changes: tuple[Change, ...] = ()
+    place: int = 0
+    """How many open items of its lane come first."""
+    posts: tuple[tuple[Item, tuple[Change, ...]], ...] = ()
+    """The answer's posts and the notices about it, each with its history."""
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What becomes of a room event: items for the mailbox, and the rule that decided it."""
 
@@ -343,3 +389,27 @@ class ReplyView:
     reason: str = ""
     place_in_lane: int = 0
     """How many items of the same lane come first; 0 means it is being worked on or done."""
+
+
+StoryState = Literal["undecided", "ignored", "waiting", "working", "answered", "posted", "parked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    at_ms: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What happened to one message, in sentences and without its text."""
+
+    state: StoryState
+    now: str
+    """Where it stands and what can be done."""
+    steps: tuple[Step, ...]
+    """In the order of time."""
+    item_id: str = ""
+    event_id: str = ""
+    room_id: str = ""
+    sender: str = ""

@@ -6,8 +6,10 @@ import stat
 from pathlib import Path
 
 import yaml
+from mcp import Client
 
 from support.home import Home
+from support.talk import REPLY_S, answers
 
 
 async def test_sync_shows_its_plan_does_it_and_then_finds_nothing_to_do(home: Home) -> None:
@@ -29,6 +31,31 @@ async def test_sync_beside_a_running_bridge_is_done_by_the_bridge(home: Home) ->
         done = home.run("sync")
         assert done.returncode == 0, done.stderr
         assert "Brook" in done.stdout
+
+
+async def test_explain_tells_a_persons_message_from_its_event_to_its_answer(home: Home) -> None:
+    await home.letta.create_agent("Ada")
+    async with home.login() as alice:
+        with home.service() as service:
+            room = await alice.join(await alice.wait_invite())
+            asked = await alice.say(room, "!say the answer")
+            answer = await alice.wait_event(answers(asked), REPLY_S)
+            async with Client(f"{service.url}/mcp") as client:
+                told = await client.call_tool("explain_delivery", {"id": asked})
+    story = home.run("explain", asked)  # with no process running
+    assert story.returncode == 0, story.stderr
+    for part in (
+        f"Received from {alice.id} in {room}",
+        "attempt 1",
+        answer["event_id"],
+        "answered",
+    ):
+        assert part in story.stdout
+    assert "the answer" not in story.stdout.lower().replace("the answer was posted", "")
+    assert told.structured_content and told.structured_content["reply_id"] in story.stdout
+    unknown = home.run("explain", "$nothing")
+    assert unknown.returncode == 1 and "begins with $" in unknown.stderr
+    assert unknown.stdout == "" and "Traceback" not in unknown.stderr
 
 
 async def test_doctor_passes_on_a_sound_installation_and_names_the_sick_part(home: Home) -> None:
@@ -96,5 +123,5 @@ def test_a_misspelt_variable_is_pointed_out(home: Home) -> None:
 
 def test_the_help_names_every_command(home: Home) -> None:
     said = home.run("--help").stdout
-    for command in ("serve", "sync", "registration", "doctor", "up", "demo"):
+    for command in ("serve", "sync", "registration", "doctor", "explain", "up", "demo"):
         assert command in said

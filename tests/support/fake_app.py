@@ -22,6 +22,8 @@ from homeroom.model import (
     Block,
     Failure,
     ReplyView,
+    Step,
+    Story,
     SyncReport,
 )
 
@@ -56,6 +58,7 @@ class FakeApp:
         self.behaviours: dict[AgentId, Behaviour] = {}
         self.blocks: dict[AgentId, dict[str, Block]] = {}
         self.chats: dict[str, Chat] = {}
+        self.stories = {"$asked": sample_story()}
         self.taken = asyncio.Event()
         """Set once a message was taken."""
         self.problem = ""
@@ -130,6 +133,11 @@ class FakeApp:
             chat.ahead,
         )
 
+    async def explain(self, name: str) -> Story:
+        if name not in self.stories:
+            raise NotFound("message", name, advice="Give the id of a message.")
+        return self.stories[name]
+
     async def get_memory(self, agent: str, label: str) -> tuple[Agent, list[Block]]:
         found = self._find(agent)
         blocks = self.blocks[found.id]
@@ -203,6 +211,14 @@ class FakeApp:
             teller.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await teller
+
+
+def sample_story(reason: str = "the model refused", count: int = 1) -> Story:
+    """A message that was given up for ``reason`` after ``count`` tries."""
+    steps = tuple(Step(1_000 * number, f"Given up: {reason}") for number in range(count))
+    return Story(
+        "parked", "It was given up.", steps, "item-1", "$asked", "!0001:example.org", "@you:h"
+    )
 
 
 def sample_report(agent_name: str = "Ada", reason: str = "has no room yet") -> SyncReport:

@@ -33,6 +33,7 @@ CONTRACT = {
         "force": False,
     },
     "sync_agents": {"dry_run": False},
+    "explain_delivery": {"id": ...},
 }
 MAX_LIST_BYTES = 16 * 1024
 

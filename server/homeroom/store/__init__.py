@@ -22,8 +22,9 @@ from sqlite_utils import Database
 
 from homeroom.background import background
 from homeroom.errors import Rejected
+from homeroom.store.history import History
 from homeroom.store.items import LeaseState
-from homeroom.store.rooms import Decide, Rooms
+from homeroom.store.rooms import Decide
 from homeroom.store.schema import migrations
 
 __all__ = ["Decide", "LeaseState", "Store", "open_store"]
@@ -36,7 +37,7 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class Store(Rooms):
+class Store(History):
     """The one durable state of Homeroom. Every method is one transaction."""
 
     # --- requests for a sync, from processes that do not run the bridge ---------------------------

@@ -163,7 +163,7 @@ class Items(Connection):
             (fence, row["id"]),
         )
         self._log(row["id"], ItemState.CLAIMED, "")
-        return _item(row)
+        return item_of(row)
 
     def _next_due_ms(self, kinds: Sequence[ItemKind]) -> int | None:
         marks = ", ".join("?" for _ in kinds)
@@ -215,7 +215,7 @@ class Items(Connection):
                 " WHERE id = ?",
                 (self._now_ms() + delay_ms, int(delivered), int(not delivered), item.id),
             )
-            self._set_state(item.id, ItemState.WAITING, reason)
+            self._set_state(item.id, ItemState.WAITING, reason, self._now_ms() + delay_ms)
             for follower in then:
                 self._put(follower)
 
@@ -226,15 +226,17 @@ class Items(Connection):
         if row is None or row["state"] != "claimed" or row["fence"] != fence:
             raise LeaseLost("another claim", "its end")
 
-    def _set_state(self, item_id: str, state: ItemState, reason: str) -> None:
+    def _set_state(self, item_id: str, state: ItemState, reason: str, next_try_ms: int = 0) -> None:
         self._conn.execute(
             "UPDATE item SET state = ?, reason = ? WHERE id = ?", (state, reason, item_id)
         )
-        self._log(item_id, state, reason)
+        self._log(item_id, state, reason, next_try_ms)
 
-    def _log(self, item_id: str, state: ItemState, reason: str) -> None:
+    def _log(self, item_id: str, state: ItemState, reason: str, next_try_ms: int = 0) -> None:
         self._conn.execute(
-            "INSERT INTO item_history VALUES (?, ?, ?, ?)", (item_id, self._now_ms(), state, reason)
+            "INSERT INTO item_history (item_id, at_ms, state, reason, next_try_ms)"
+            " VALUES (?, ?, ?, ?, ?)",
+            (item_id, self._now_ms(), state, reason, next_try_ms),
         )
 
     async def get_item(self, item_id: ItemId) -> Item:
@@ -242,17 +244,17 @@ class Items(Connection):
         row = await self._run(partial(self._row, "SELECT * FROM item WHERE id = ?", (item_id,)))
         if row is None:
             raise NotFound("reply id", item_id[:40])
-        return _item(row)
+        return item_of(row)
 
     async def place_in_lane(self, item: Item) -> int:
         """How many open items of the same lane come before it."""
-        row = await self._run(
-            partial(
-                self._row,
-                "SELECT count(*) AS n FROM item WHERE lane = ? AND id < ?"
-                " AND state IN ('waiting', 'claimed')",
-                (item.lane, item.id),
-            )
+        return await self._run(partial(self._place_in_lane, item))
+
+    def _place_in_lane(self, item: Item) -> int:
+        row = self._row(
+            "SELECT count(*) AS n FROM item WHERE lane = ? AND id < ?"
+            " AND state IN ('waiting', 'claimed')",
+            (item.lane, item.id),
         )
         return int(row["n"]) if row else 0
 
@@ -264,7 +266,8 @@ class Items(Connection):
         return {row["state"]: row["n"] for row in rows}
 
 
-def _item(row: sqlite3.Row) -> Item:
+def item_of(row: sqlite3.Row) -> Item:
+    """A row of ``item`` as a record."""
     return Item(
         id=ItemId(row["id"]), lane=row["lane"], kind=ItemKind(row["kind"]),
         payload=json.loads(row["payload"]), dedupe_key=row["dedupe_key"],

@@ -14,6 +14,11 @@ def m001_first(db: Database) -> None:
             db.conn.execute(statement)
 
 
+@migrations()
+def m002_next_try(db: Database) -> None:
+    db.conn.execute("ALTER TABLE item_history ADD COLUMN next_try_ms INTEGER NOT NULL DEFAULT 0")
+
+
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE lease (
