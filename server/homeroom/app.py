@@ -46,6 +46,7 @@ from homeroom.model import (
     ItemId,
     ItemKind,
     ItemState,
+    Parked,
     ReplyView,
     Story,
     SyncReport,
@@ -186,7 +187,7 @@ class App:
         while True:
             left_s = max(0.0, deadline - time.monotonic())
             item = await self._mailbox.wait_ended(item_id, min(left_s, 1.0))
-            ended = item.state in (ItemState.DONE, ItemState.PARKED)
+            ended = item.state.has_ended
             if ended or left_s <= 0:
                 break
             count, tail = self._spoken.get(item_id, (0, ""))
@@ -217,6 +218,14 @@ class App:
     async def explain(self, name: str) -> Story:
         """What became of the message with that event id or reply id. Raises NotFound."""
         return await self._deliveries.explain(name)
+
+    async def list_parked(self, limit: int) -> tuple[list[Parked], int]:
+        """The newest ``limit`` items that were given up, oldest first, and how many there are."""
+        return await self._deliveries.list_parked(limit)
+
+    async def replay_parked(self, item_id: str) -> int:
+        """Puts one of them back at the head of its lane; returns how many come first."""
+        return await self._deliveries.replay(item_id)
 
     # --- memory ----------------------------------------------------------------------------------
 

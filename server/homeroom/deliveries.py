@@ -1,24 +1,29 @@
-"""What became of a message, told in sentences to whoever asks why there is no answer.
+"""What became of a message, told to whoever asks; and what a person does about a parked one.
 
-Owns the wording of the story. Changes nothing. Invariant: no text of a message is part of it,
-only who, when, where, in which state and why.
+Owns the wording of the story, and the rules for replaying what was given up. Invariant: no text of
+a message is part of it, only who, when, where, in which state and why.
 """
 
 from __future__ import annotations
 
-from homeroom.errors import NotFound
+import time
+
+from homeroom.errors import Misuse, NotFound
 from homeroom.model import (
     Change,
     Delivery,
     HeardEvent,
     Item,
+    ItemId,
     ItemKind,
     ItemState,
+    Parked,
     Step,
     Story,
     StoryState,
     utc_text,
 )
+from homeroom.relay import replay_notices
 from homeroom.store import Store
 
 WHAT_IDS_LOOK_LIKE = (
@@ -26,10 +31,12 @@ WHAT_IDS_LOOK_LIKE = (
     " reply id. What agents themselves said is not kept, nor are messages that are older than"
     " Homeroom's store or were sent to rooms without an agent of its own."
 )
+POST_KEY_KEPT_S = 86_400.0
+"""How long a homeserver knows a transaction id again; measured on Synapse, which keeps 24 hours."""
 
 
 class Deliveries:
-    """Questions about messages, answered from the store alone: no Letta, no homeserver."""
+    """Questions about messages and decisions on parked ones, from the store alone."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -41,6 +48,32 @@ class Deliveries:
         if found is None:
             raise NotFound("message", name[:80], advice=WHAT_IDS_LOOK_LIKE)
         return tell(found)
+
+    async def list_parked(self, limit: int) -> tuple[list[Parked], int]:
+        """The newest ``limit`` parked items, oldest first, and how many there are in all."""
+        return await self._store.list_parked(limit)
+
+    async def replay(self, item_id: str) -> int:
+        """Puts a parked item back at the head of its lane; returns how many come first.
+
+        One that certainly was not delivered is sent with a fresh key. Any other keeps its key and
+        is looked for before it is sent, so that nothing is answered twice. The room is told.
+
+        Raises NotFound, and Misuse if it is not parked or a post that could come out double.
+        """
+        parked = await self._store.get_parked(ItemId(item_id.strip()))
+        item = parked.item
+        age_s = time.time() - item.created_ms / 1000
+        if item.kind is ItemKind.POST and item.begun and age_s > POST_KEY_KEPT_S:
+            raise Misuse(
+                "This post may have been made more than a day ago, and the homeserver would not"
+                " know it again: it could come out twice. Look in the room, then drop it."
+            )
+        return (await self._store.replay(item.id, replay_notices))[1]
+
+    async def drop(self, item_id: str, reason: str) -> None:
+        """Ends a parked item as cancelled. Raises NotFound, or Misuse if it is not parked."""
+        await self._store.drop(ItemId(item_id.strip()), reason)
 
 
 def tell(of: Delivery) -> Story:
@@ -86,6 +119,8 @@ def _steps_of_item(item: Item, changes: tuple[Change, ...]) -> list[Step]:
                 text = f"Accepted{asked_by} for {whom} as item {item.id}."
             case ItemState.WAITING:
                 text = _put_off(change)
+            case ItemState.CANCELLED:
+                text = f"Dropped: {change.reason}"
             case ItemState.CLAIMED:
                 attempts += 1
                 text = f"Taken to the agent (attempt {attempts})."
@@ -100,7 +135,12 @@ def _steps_of_item(item: Item, changes: tuple[Change, ...]) -> list[Step]:
 
 
 def _steps_of_post(post: Item, changes: tuple[Change, ...]) -> list[Step]:
-    what = {"reply": "answer", "delay": "notice that it has to wait", "parked": "notice why not"}
+    what = {
+        "reply": "answer",
+        "delay": "notice that it has to wait",
+        "parked": "notice why not",
+        "replay": "notice that it is taken up again",
+    }
     name = f"The {what.get(post.dedupe_key.partition(':')[0], 'message of the agent')}"
     room = post.payload["room_id"]
     steps = []
@@ -140,7 +180,13 @@ def _standing(of: Delivery) -> tuple[StoryState, str]:
     if item.state is ItemState.CLAIMED:
         return "working", "It is being worked on."
     if item.state is ItemState.PARKED:
-        return "parked", "It was given up and is kept for a person to decide."
+        how = "is looked for before it is sent" if item.begun else "is sent as if it were new"
+        return "parked", (
+            f"It was given up and is kept: `homeroom parked replay {item.id}` (it {how}) or"
+            f" `homeroom parked drop {item.id}`."
+        )
+    if item.state is ItemState.CANCELLED:
+        return "cancelled", "It was dropped by a person, and there will be no answer."
     if item.kind is ItemKind.POST:
         return "posted", "What followed from it was posted."
     answers = [post for post, _ in of.posts if post.dedupe_key.startswith("reply:")]

@@ -214,6 +214,13 @@ class ItemState(StrEnum):
     """A worker has it and may have touched the outside world."""
     DONE = "done"
     PARKED = "parked"
+    CANCELLED = "cancelled"
+    """A person dropped it after it was parked."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nobody works on it any more (a parked item until a person replays it)."""
+        return self not in (ItemState.WAITING, ItemState.CLAIMED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +256,14 @@ class Item:
     not_before_ms: int = 0
     result: Json | None = None
     reason: str = ""
+    replay_count: int = 0
+    """How often a person has put it back after it was parked."""
+    replayed_ms: int = 0
+
+    @property
+    def cause(self) -> str:
+        """What names it as the cause of a notice: a replay is told of like a new message."""
+        return f"{self.id}.{self.replay_count}" if self.replay_count else self.id
 
     @property
     def key(self) -> str:
@@ -294,6 +309,14 @@ class Delivery:
     """How many open items of its lane come first."""
     posts: tuple[tuple[Item, tuple[Change, ...]], ...] = ()
     """The answer's posts and the notices about it, each with its history."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """An item that was given up and waits for a person."""
+
+    item: Item
+    parked_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,7 +414,16 @@ class ReplyView:
     """How many items of the same lane come first; 0 means it is being worked on or done."""
 
 
-StoryState = Literal["undecided", "ignored", "waiting", "working", "answered", "posted", "parked"]
+StoryState = Literal[
+    "undecided",
+    "ignored",
+    "waiting",
+    "working",
+    "answered",
+    "posted",
+    "parked",
+    "cancelled",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,6 +234,24 @@ def _notice_item(
     )[0]
 
 
+def replay_notices(item: Item) -> list[NewItem]:
+    """What a room is told when a person has a message of it replayed. Pure.
+
+    A post is replayed without a word: it is seen when it comes.
+    """
+    payload = item.payload
+    room_id = payload.get("room_id") or payload.get("mirror_room_id")
+    if item.kind is not ItemKind.TURN or not room_id:
+        return []
+    whose = "Your message" if payload.get("event_id") else f"The message of {payload['client']}"
+    how = "I find out first whether it was delivered." if item.begun else "It is delivered now."
+    return _text_items(
+        payload["ghost"], room_id, f"🔁 {whose} is taken up again. {how}",
+        f"replay:{item.cause}", notice=True, reply_to=payload.get("event_id"),
+        thread=payload.get("thread"),
+    )  # fmt: skip
+
+
 def _text_of(content: Json) -> str:
     body = content.get("body")
     if not isinstance(body, str):
@@ -387,7 +405,7 @@ class Relay:
         if room_id := item.payload.get("mirror_room_id"):
             return tuple(
                 _text_items(item.payload["ghost"], room_id, f"⚠️ No answer. {reason}",
-                            f"parked:{item.id}", notice=True)
+                            f"parked:{item.cause}", notice=True)
             )  # fmt: skip
         return ()
 
@@ -395,7 +413,7 @@ class Relay:
         payload = item.payload
         return _notice_item(
             payload["ghost"], payload["room_id"], payload["event_id"], text,
-            dedupe_key=f"{why}:{item.id}", thread=payload.get("thread"),
+            dedupe_key=f"{why}:{item.cause}", thread=payload.get("thread"),
         )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import yaml
 from mcp import Client
 
 from support.home import Home
-from support.talk import REPLY_S, answers
+from support.talk import REPLY_S, answers, ask
 
 
 async def test_sync_shows_its_plan_does_it_and_then_finds_nothing_to_do(home: Home) -> None:
@@ -56,6 +56,42 @@ async def test_explain_tells_a_persons_message_from_its_event_to_its_answer(home
     unknown = home.run("explain", "$nothing")
     assert unknown.returncode == 1 and "begins with $" in unknown.stderr
     assert unknown.stdout == "" and "Traceback" not in unknown.stderr
+
+
+async def test_a_message_that_was_given_up_is_replayed_once_the_cause_is_repaired(
+    home: Home,
+) -> None:
+    await home.letta.create_agent("Ada")
+    async with home.login() as alice:
+        with home.service():
+            room = await alice.join(await alice.wait_invite())
+            await ask(alice, room, "!say warm")
+        assert home.run("parked").stdout == "0 parked\n"
+        with home.service(start=False, HOMEROOM_LETTA_TOKEN="revoked") as service:
+            service.start(wait_ok=False)
+            asked = await alice.say(room, "!say at last")
+            notice = await alice.wait_event(answers(asked), REPLY_S)
+            assert "was not delivered" in notice["content"]["body"]
+            listed = home.run("parked").stdout
+            item_id = listed.split()[0]
+            assert f"message of {alice.id}, {room}, was not delivered" in listed
+            assert "at last" not in listed
+        with home.service():
+            newer = await alice.say(room, "!delay 1\n!say newer")
+            replayed = home.run("parked", "replay", item_id)
+            assert replayed.returncode == 0, replayed.stderr
+            answer = await alice.wait_event(lambda e: e["content"].get("body") == "at last", 30)
+            assert answers(asked)(answer)
+            await alice.wait_event(answers(newer), REPLY_S)
+            bodies = await alice.bodies(room)
+            assert any("taken up again. It is delivered now" in body for body in bodies)
+            assert bodies.count("at last") == 1
+        again = home.run("parked", "replay", item_id)
+        assert again.returncode == 1 and "is done, not parked" in again.stderr
+        shown = home.run("parked", "show", item_id).stdout
+        assert "Given up: " in shown and "a person had it replayed" in shown
+        unknown = home.run("parked", "drop", "nope")
+        assert unknown.returncode == 1 and "no parked item 'nope'" in unknown.stderr
 
 
 async def test_doctor_passes_on_a_sound_installation_and_names_the_sick_part(home: Home) -> None:
@@ -123,5 +159,5 @@ def test_a_misspelt_variable_is_pointed_out(home: Home) -> None:
 
 def test_the_help_names_every_command(home: Home) -> None:
     said = home.run("--help").stdout
-    for command in ("serve", "sync", "registration", "doctor", "explain", "up", "demo"):
+    for command in ("serve", "sync", "registration", "doctor", "explain", "parked", "up", "demo"):
         assert command in said

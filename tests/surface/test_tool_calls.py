@@ -362,3 +362,23 @@ async def test_of_a_long_story_the_beginning_and_the_end_are_told(app: FakeApp, 
         data = data_of(await client.call_tool("explain_delivery", {"id": "$long"}))
     assert len(data["steps"]) == 80 and data["left_out"] == 120
     assert data["steps"][-1]["at"] == "1970-01-01 00:03:19 UTC"
+
+
+async def test_parked_items_are_listed_and_replayed(app: FakeApp, era: str) -> None:
+    async with connect(app, era) as client:
+        data = data_of(await client.call_tool("list_parked", {}))
+        replayed = data_of(await client.call_tool("replay_parked", {"id": "item-1"}))
+        unknown = await client.call_tool("replay_parked", {"id": "other"})
+    assert data["total"] == 1
+    assert data["items"][0] == {
+        "id": "item-1",
+        "what": "message",
+        "parked_at": "1970-01-01 00:00:01 UTC",
+        "delivered": "maybe",
+        "agent_id": "agent-0001",
+        "room": "!0001:example.org",
+        "sender": "@you:h",
+        "reason": "the model refused",
+    }
+    assert replayed == {"id": "item-1", "ahead": 2}
+    assert "no parked item 'other'" in error_of(unknown)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from homeroom.deliveries import Deliveries
-from homeroom.errors import NotFound
+from homeroom.errors import Misuse, NotFound
 from homeroom.model import (
     AgentId,
     Decision,
@@ -147,10 +148,66 @@ async def test_a_store_of_the_first_version_is_taken_over_with_its_history(tmp_p
     async with open_store(path) as store:
         fence = await hear(store, said("$1"))
         await claim(store, fence)
-    db = sqlite3.connect(path)  # as it was before the next try was written down
+    db = sqlite3.connect(path)  # as it was then
     db.execute("ALTER TABLE item_history DROP COLUMN next_try_ms")
-    db.execute("DELETE FROM _sqlite_migrations WHERE name = 'm002_next_try'")
+    db.execute("DROP INDEX item_parked")
+    db.execute("ALTER TABLE item DROP COLUMN replay_count")
+    db.execute("ALTER TABLE item DROP COLUMN replayed_ms")
+    db.execute("DELETE FROM _sqlite_migrations WHERE name > 'm001_first'")
     db.commit()
     db.close()
     async with open_store(path) as store:
         assert len((await Deliveries(store).explain("$1")).steps) == 3
+
+
+# --- replaying -----------------------------------------------------------------------------------
+
+
+async def test_a_replay_tells_the_room_and_belongs_to_the_story(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        fence = await hear(store, said("$1"))
+        turn = await claim(store, fence)
+        await store.finish(turn, ItemState.PARKED, fence=fence, reason="no", delivered=False)
+        deliveries = Deliveries(store)
+        assert f"homeroom parked replay {turn.id}" in (await deliveries.explain("$1")).now
+        assert await deliveries.replay(f" {turn.id}\n") == 0
+        notice = await claim(store, fence, ItemKind.POST)
+        content = notice.payload["content"]
+        assert "taken up again. It is delivered now" in content["body"]
+        assert content["m.relates_to"]["m.in_reply_to"] == {"event_id": "$1"}
+        assert content["msgtype"] == "m.notice"
+        await store.finish(notice, ItemState.DONE, fence=fence, result={"event_id": "$notice"})
+        story = await deliveries.explain("$1")
+    texts = [step.text for step in story.steps]
+    assert story.state == "waiting" and "Back on its lane: a person had it replayed." in texts
+    assert "The notice that it is taken up again was posted in !r:hs.test as $notice." in texts
+
+
+async def test_a_post_that_could_come_out_twice_is_not_replayed(tmp_path: Path) -> None:
+    (picture,) = judge(said("$p", "m.image"), HOME, 1).items
+    for number, (age_ms, delivered, allowed) in enumerate(
+        ((90_000_000, True, False), (90_000_000, False, True), (1_000, True, True))
+    ):
+        born_ms = time.time_ns() // 1_000_000 - age_ms
+        path = tmp_path / f"{number}.db"
+        async with open_store(path, now_ms=lambda born_ms=born_ms: born_ms) as store:
+            fence = (await store.take_lease("me", rank=1, ttl_ms=60_000)).fence
+            (post_id,) = await store.put([picture])
+            post = await claim(store, fence, ItemKind.POST)
+            await store.finish(post, ItemState.PARKED, fence=fence, delivered=delivered)
+            if allowed:
+                assert await Deliveries(store).replay(post_id) == 0
+                continue
+            with pytest.raises(Misuse, match="could come out twice"):
+                await Deliveries(store).replay(post_id)
+
+
+async def test_a_dropped_message_says_so(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        fence = await hear(store, said("$1"))
+        turn = await claim(store, fence)
+        await store.finish(turn, ItemState.PARKED, fence=fence, reason="no")
+        await Deliveries(store).drop(turn.id, "asked again meanwhile")
+        story = await Deliveries(store).explain("$1")
+    assert story.state == "cancelled"
+    assert story.steps[-1].text == "Dropped: asked again meanwhile"

@@ -18,6 +18,8 @@ from homeroom.model import (
     AgentPage,
     AgentView,
     Block,
+    ItemKind,
+    Parked,
     ReplyView,
     Story,
     StoryState,
@@ -178,6 +180,29 @@ class DeliveryStory(Result):
     sender: str | None = Field(default=None, description=UNTRUSTED + "who sent it.")
 
 
+class ParkedEntry(Result):
+    id: str = Field(description="Handle for replay_parked and explain_delivery.")
+    what: Literal["message", "post"] = Field(
+        description="message: of somebody to an agent. post: of an agent in a room."
+    )
+    parked_at: str = Field(description="When it was given up, in UTC.")
+    delivered: Literal["no", "maybe"] = Field(description="Whether it may have got there.")
+    agent_id: str | None = Field(default=None, description="Letta's id of the agent.")
+    room: str | None = Field(default=None, description="Matrix id of the room, if it has one.")
+    sender: str | None = Field(default=None, description=UNTRUSTED + "who sent it.")
+    reason: str = Field(description=UNTRUSTED + "why it was given up.")
+
+
+class ParkedList(Result):
+    items: list[ParkedEntry] = Field(description="Parked items, oldest first.")
+    total: int = Field(description="How many there are in all.")
+
+
+class Replayed(Result):
+    id: str = Field(description="The item; get_reply waits for the answer to a message.")
+    ahead: int = Field(description="How many items come first.")
+
+
 def agent_list(page: AgentPage) -> AgentList:
     return AgentList(
         agents=[_agent_entry(view) for view in page.agents],
@@ -241,6 +266,10 @@ def delivery_story(story: Story) -> DeliveryStory:
     )
 
 
+def parked_list(found: list[Parked], total: int) -> ParkedList:
+    return ParkedList(items=[_parked_entry(parked) for parked in found], total=total)
+
+
 def agent_memory(agent: Agent, blocks: list[Block]) -> AgentMemory:
     return AgentMemory(
         agent_id=agent.id,
@@ -284,6 +313,22 @@ def _action(
         value=clean_line(action.value, NAME_CHARS) or None,
         reason=clean_line(reason, LINE_CHARS) or None,
         needs_person=needs_person or None,
+    )
+
+
+def _parked_entry(parked: Parked) -> ParkedEntry:
+    item, payload = parked.item, parked.item.payload
+    room = payload.get("room_id") or payload.get("mirror_room_id") or ""
+    sender = payload.get("sender") or payload.get("client") or payload.get("ghost") or ""
+    return ParkedEntry(
+        id=item.id,
+        what="message" if item.kind is ItemKind.TURN else "post",
+        parked_at=utc_text(parked.parked_ms),
+        delivered="maybe" if item.begun else "no",
+        agent_id=payload.get("agent_id"),
+        room=clean_line(room, LINE_CHARS) or None,
+        sender=clean_line(sender, NAME_CHARS) or None,
+        reason=clean_line(item.reason, LINE_CHARS),
     )
 
 

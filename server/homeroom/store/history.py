@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
+from homeroom.errors import Misuse, NotFound
 from homeroom.model import (
     Change,
     Delivery,
     EventId,
     HeardEvent,
+    Item,
     ItemId,
     ItemKind,
     ItemState,
+    NewItem,
+    Parked,
     RoomId,
 )
 from homeroom.store.items import item_of
@@ -19,12 +24,84 @@ from homeroom.store.rooms import Rooms
 
 _CAUSED_BY_EVENT = "event:"
 """Begins the dedupe key of an item that an event became."""
-_FOLLOWERS = ("reply", "delay", "parked")
+_FOLLOWERS = ("reply", "delay", "parked", "replay")
 """What begins the dedupe keys of the posts that follow from an item; its id comes next."""
 
 
 class History(Rooms):
-    """Statements that look back."""
+    """Statements that look back, and what a person decides about what was given up."""
+
+    # --- parked items -----------------------------------------------------------------------------
+
+    async def list_parked(self, limit: int) -> tuple[list[Parked], int]:
+        """The newest ``limit`` parked items, oldest first, and how many there are in all."""
+
+        def read() -> tuple[list[Parked], int]:
+            rows = self._rows(
+                "SELECT * FROM item WHERE state = 'parked' ORDER BY id DESC LIMIT ?", (limit,)
+            )
+            total = self._row("SELECT count(*) AS n FROM item WHERE state = 'parked'")
+            found = [self._parked(item_of(row)) for row in reversed(rows)]
+            return found, total["n"] if total else 0
+
+        return await self._run(read)
+
+    async def get_parked(self, item_id: ItemId) -> Parked:
+        """Raises NotFound, or Misuse if the item is in another state."""
+        return await self._run(lambda: self._parked(self._require_parked(item_id)))
+
+    async def replay(
+        self, item_id: ItemId, tell: Callable[[Item], Sequence[NewItem]]
+    ) -> tuple[Item, int]:
+        """Puts a parked item back at its old place, which is the head of its lane.
+
+        Returns it and how many items come first. ``tell`` gives the notices that go along with
+        it. Raises NotFound, or Misuse if it is not parked (any more).
+        """
+
+        def write() -> tuple[Item, int]:
+            self._require_parked(item_id)
+            self._conn.execute(
+                "UPDATE item SET replay_count = replay_count + 1, replayed_ms = ?, attempts = 0,"
+                " not_before_ms = 0 WHERE id = ?",
+                (self._now_ms(), item_id),
+            )
+            self._set_state(item_id, ItemState.WAITING, "a person had it replayed")
+            row = self._row("SELECT * FROM item WHERE id = ?", (item_id,))
+            assert row is not None
+            item = item_of(row)
+            for notice in tell(item):
+                self._put(notice)
+            return item, self._place_in_lane(item)
+
+        return await self._write(write)
+
+    async def drop(self, item_id: ItemId, reason: str) -> None:
+        """Ends a parked item as cancelled. Raises NotFound, or Misuse if it is not parked."""
+
+        def write() -> None:
+            self._require_parked(item_id)
+            self._set_state(item_id, ItemState.CANCELLED, reason)
+
+        await self._write(write)
+
+    def _require_parked(self, item_id: ItemId) -> Item:
+        row = self._row("SELECT * FROM item WHERE id = ?", (item_id,))
+        if row is None:
+            advice = "`homeroom parked` and list_parked show the ids there are."
+            raise NotFound("parked item", item_id[:80], advice=advice)
+        if row["state"] != ItemState.PARKED:
+            raise Misuse(f"Item {item_id} is {row['state']}, not parked. Nothing was changed.")
+        return item_of(row)
+
+    def _parked(self, item: Item) -> Parked:
+        row = self._row(
+            "SELECT max(at_ms) AS at FROM item_history WHERE item_id = ? AND state = 'parked'",
+            (item.id,),
+        )
+        return Parked(item, row["at"] if row and row["at"] else item.created_ms)
+
+    # --- the story of one message -----------------------------------------------------------------
 
     async def find_delivery(self, name: str) -> Delivery | None:
         """The story of an event or of an item, whichever has that id; None if neither has."""

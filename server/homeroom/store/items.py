@@ -149,7 +149,9 @@ class Items(Connection):
         return self._row(
             "SELECT * FROM item AS i WHERE state = 'waiting' AND not_before_ms <= ?"
             f" AND kind IN ({marks}) AND NOT EXISTS (SELECT 1 FROM item AS j WHERE"
-            " j.lane = i.lane AND j.state IN ('waiting', 'claimed') AND j.id < i.id)"
+            " j.lane = i.lane AND j.state IN ('waiting', 'claimed')"
+            # A replayed item is older than one that its lane may have come to meanwhile.
+            " AND (j.id < i.id OR j.state = 'claimed'))"
             " ORDER BY i.id LIMIT 1",
             (self._now_ms(), *kinds),
         )
@@ -176,9 +178,13 @@ class Items(Connection):
 
     async def finish(
         self, item: Item, state: ItemState, *, fence: int, result: Json | None = None,
-        reason: str = "", then: Sequence[NewItem] = (), claim_next: Sequence[ItemKind] = (),
+        reason: str = "", delivered: bool = True, then: Sequence[NewItem] = (),
+        claim_next: Sequence[ItemKind] = (),
     ) -> Item | None:  # fmt: skip
         """Ends a claim with DONE or PARKED and puts what follows from it, in one commit.
+
+        An item that is parked and certainly was not ``delivered`` gets a fresh key, as in
+        ``retry``; any other is looked for should it be replayed.
 
         Claims the next item of the kinds ``claim_next`` in the same commit and returns it: what
         follows from an answer is its post, which would otherwise wait for a commit of its own.
@@ -188,8 +194,13 @@ class Items(Connection):
         def write() -> Item | None:
             self._require_claim(item, fence)
             self._conn.execute(
-                "UPDATE item SET result = ? WHERE id = ?",
-                (json.dumps(dict(result)) if result is not None else None, item.id),
+                "UPDATE item SET result = ?, begun = ?, generation = generation + ? WHERE id = ?",
+                (
+                    json.dumps(dict(result)) if result is not None else None,
+                    int(delivered),
+                    int(not delivered),
+                    item.id,
+                ),
             )
             self._set_state(item.id, state, reason)
             for follower in then:
@@ -275,4 +286,5 @@ def item_of(row: sqlite3.Row) -> Item:
         begun=bool(row["begun"]), generation=row["generation"],
         not_before_ms=row["not_before_ms"],
         result=json.loads(row["result"]) if row["result"] else None, reason=row["reason"],
+        replay_count=row["replay_count"], replayed_ms=row["replayed_ms"],
     )  # fmt: skip

@@ -19,6 +19,13 @@ def m002_next_try(db: Database) -> None:
     db.conn.execute("ALTER TABLE item_history ADD COLUMN next_try_ms INTEGER NOT NULL DEFAULT 0")
 
 
+@migrations()
+def m003_replay(db: Database) -> None:
+    db.conn.execute("ALTER TABLE item ADD COLUMN replay_count INTEGER NOT NULL DEFAULT 0")
+    db.conn.execute("ALTER TABLE item ADD COLUMN replayed_ms INTEGER NOT NULL DEFAULT 0")
+    db.conn.execute("CREATE INDEX item_parked ON item (id) WHERE state = 'parked'")
+
+
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE lease (
