@@ -51,7 +51,7 @@ from homeroom.model import (
     Story,
     SyncReport,
 )
-from homeroom.relay import Relay, chat_items, decide
+from homeroom.relay import Relay, chat_items, decide, held_notices
 from homeroom.service import Service
 from homeroom.store import Decide, Store, open_store
 from homeroom.sync import OnAction, Reconciler
@@ -355,7 +355,13 @@ class App:
         async with anyio.create_task_group() as loops:
             loops.start_soon(
                 partial(
-                    run_intake, self._store, matrix, decide_here, fence=fence, state=self._intake
+                    run_intake,
+                    self._store,
+                    matrix,
+                    decide_here,
+                    held_notices,
+                    fence=fence,
+                    state=self._intake,
                 )
             )
             loops.start_soon(self._run_sync, decide_here, fence)
@@ -393,7 +399,7 @@ class App:
         await self._store.finish_sync_requests(requests, text, fence)
 
     def _decide(self, matrix: Matrix) -> Decide:
-        return partial(decide, is_ghost=matrix.is_ghost)
+        return partial(decide, is_ghost=matrix.is_ghost, catch_up_ms=self.config.catch_up_s * 1000)
 
 
 @asynccontextmanager

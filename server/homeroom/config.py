@@ -47,6 +47,7 @@ EXAMPLES: Mapping[str, str] = {
     "sync_interval_s": "30",
     "turn_silence_s": "300",
     "max_turns": "10",
+    "catch_up_s": "3600",
     "data_dir": "/var/lib/homeroom",
     "http_token": "a-long-random-string",
     "http_hosts": "homeroom.example.org",
@@ -122,6 +123,13 @@ class Config(BaseSettings):
     )
     max_turns: int = Field(
         default=10, ge=1, le=500, description="Turns in flight at once, over all agents."
+    )
+    catch_up_s: float = Field(
+        default=3600.0,
+        ge=0.0,
+        le=31_536_000.0,
+        description="Seconds. Messages that Homeroom first sees after an outage and that are older "
+        "are answered only when somebody in the room writes !catchup. 0: all that came meanwhile.",
     )
     data_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("homeroom")),

@@ -23,7 +23,7 @@ from homeroom.model import (
     StoryState,
     utc_text,
 )
-from homeroom.relay import replay_notices
+from homeroom.relay import CATCH_UP, replay_notices
 from homeroom.store import Store
 
 WHAT_IDS_LOOK_LIKE = (
@@ -173,6 +173,8 @@ def _standing(of: Delivery) -> tuple[StoryState, str]:
                 "It is kept: no agent is known to live in this room. If one should,"
                 " run `homeroom sync`."
             )
+        if of.event and of.event.held:
+            return "held", f"It is kept: {CATCH_UP} in its room has it answered."
         return "ignored", "It was decided not to relay it, and it will not be."
     if item.state is ItemState.WAITING:
         ahead = f"{of.place} earlier ones of its lane come first" if of.place else "it is next"

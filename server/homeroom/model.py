@@ -129,6 +129,8 @@ class RoomEvent:
     content: Json
     origin_server_ts_ms: int
     state_key: str | None = None
+    late_ms: int = 0
+    """How long it had been there when Homeroom first saw it; 0 for one that was seen live."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,8 @@ class Member:
     user_id: str
     membership: str
     display_name: str = ""
+    at_ms: int = field(default=0, compare=False)
+    """When it became so, by the homeserver's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +157,8 @@ class SyncBatch:
     events: tuple[RoomEvent, ...] = ()
     members: tuple[Member, ...] = ()
     left_rooms: tuple[RoomId, ...] = ()
+    has_more: bool = False
+    """There is more of the backlog, which the next step brings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +299,7 @@ class HeardEvent:
     received_ms: int
     outcome: str
     """Empty while it has not been decided: no agent is known to live in the room."""
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +332,11 @@ class Decision:
 
     outcome: str
     items: tuple[NewItem, ...] = ()
+    held: bool = False
+    """It came too late to be answered by itself: it is kept until somebody asks for it."""
+    releases_held: bool = False
+    """What is held of the room is decided anew, as if it were not late; ``items`` are for the
+    case that nothing is."""
 
 
 # --- Sync ----------------------------------------------------------------------------------------
@@ -417,6 +429,7 @@ class ReplyView:
 StoryState = Literal[
     "undecided",
     "ignored",
+    "held",
     "waiting",
     "working",
     "answered",

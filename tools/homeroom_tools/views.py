@@ -166,6 +166,7 @@ class DeliveryStep(Result):
 class DeliveryStory(Result):
     state: StoryState = Field(
         description="ignored: not relayed, see steps. undecided: no agent lives in the room. "
+        "held: came too late, kept until somebody asks. "
         "working: the agent is at it, or its answer is being posted. parked: given up."
     )
     now: str = Field(description="Where it stands and what can be done.")

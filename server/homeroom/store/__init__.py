@@ -24,10 +24,10 @@ from homeroom.background import background
 from homeroom.errors import Rejected
 from homeroom.store.history import History
 from homeroom.store.items import LeaseState
-from homeroom.store.rooms import Decide
+from homeroom.store.rooms import Announce, Decide
 from homeroom.store.schema import migrations
 
-__all__ = ["Decide", "LeaseState", "Store", "open_store"]
+__all__ = ["Announce", "Decide", "LeaseState", "Store", "open_store"]
 
 _BUSY_TIMEOUT_MS = 10_000
 """How long a write waits for another process's write before it fails."""

@@ -139,6 +139,7 @@ class History(Rooms):
         return HeardEvent(
             id=EventId(row["event_id"]), room_id=RoomId(row["room_id"]), sender=row["sender"],
             sent_ms=row["origin_ms"], received_ms=row["received_ms"], outcome=row["outcome"],
+            held=row["held"] > 0,
         )  # fmt: skip
 
     def _changes(self, item_id: ItemId | str) -> tuple[Change, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from homeroom.model import (
     ItemId,
     Mapping,
     Member,
+    NewItem,
     RoomEvent,
     RoomId,
     SyncBatch,
@@ -26,6 +28,13 @@ from homeroom.store.items import Items
 
 Decide = Callable[[RoomEvent, Mapping, int], Decision]
 """(event, the mapping of its room, how many people are in the room) -> what becomes of it. Pure."""
+
+Announce = Callable[[Mapping, EventId, int, int], Sequence[NewItem]]
+"""(mapping, oldest held event, how many, since when) -> what its room is told. Pure."""
+
+
+def _tell_nothing(*_: object) -> Sequence[NewItem]:
+    return ()
 
 
 HUB_IS_OUT = "The hub is not in the room any more, so nothing said there is heard."
@@ -84,14 +93,19 @@ class Rooms(Items):
         """Where the hub's sync continues; empty on the very first start."""
         return await self.get_meta("hub_cursor")
 
+    async def get_heard_ms(self) -> int:
+        """When the hub had last heard all there was (ms, our clock); 0 before the first time."""
+        return int(await self.get_meta("hub_heard_ms") or 0)
+
     async def record_batch(
-        self, batch: SyncBatch, decide: Decide, is_ghost: Callable[[str], bool], fence: int
-    ) -> int:
+        self, batch: SyncBatch, decide: Decide, is_ghost: Callable[[str], bool], fence: int,
+        announce: Announce = _tell_nothing,
+    ) -> int:  # fmt: skip
         """Stores events, memberships and the cursor, and routes what can be routed: one commit.
 
         An event that is there already (by its id) is left alone. A mapping whose room the hub or
-        the ghost is no longer in is marked for the next sync, with the problem. Returns how many
-        events were new.
+        the ghost is no longer in is marked for the next sync, with the problem. What came too late
+        is announced in its room once the backlog is complete. Returns how many events were new.
         """
 
         def record() -> int:
@@ -112,9 +126,10 @@ class Rooms(Items):
             for event in batch.events:
                 added = self._conn.execute(
                     "INSERT OR IGNORE INTO event (event_id, room_id, sender, type, content,"
-                    " origin_ms, received_ms, outcome) VALUES (?, ?, ?, ?, ?, ?, ?, '')",
+                    " origin_ms, received_ms, late_ms, outcome)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, '')",
                     (event.id, event.room_id, event.sender, event.type, json.dumps(event.content),
-                     event.origin_server_ts_ms, now),
+                     event.origin_server_ts_ms, now, event.late_ms),
                 )  # fmt: skip
                 fresh += added.rowcount
             for room_id in dict.fromkeys(event.room_id for event in batch.events):
@@ -124,6 +139,11 @@ class Rooms(Items):
             self._conn.execute(
                 "INSERT OR REPLACE INTO meta VALUES ('hub_cursor', ?)", (batch.cursor,)
             )
+            if not batch.has_more:
+                self._conn.execute(
+                    "INSERT OR REPLACE INTO meta VALUES ('hub_heard_ms', ?)", (str(now),)
+                )
+                self._announce_held(announce)
             return fresh
 
         return await self._write(record, fence)
@@ -155,11 +175,43 @@ class Rooms(Items):
         )
         for row in rows:
             decision = decide(_event(row), mapping, people["n"])
-            ids = [self._put(item) for item in decision.items]
-            # What will not be relayed is not kept either: only its id, so that it stays known.
+            if decision.releases_held:
+                held = self._rows(
+                    "SELECT * FROM event WHERE room_id = ? AND held > 0 ORDER BY seq",
+                    (mapping.room_id,),
+                )
+                for late in held:
+                    event = replace(_event(late), late_ms=0)
+                    self._settle(late["seq"], decide(event, mapping, people["n"]))
+                if held:
+                    decision = replace(decision, items=())
+            self._settle(row["seq"], decision)
+
+    def _settle(self, seq: int, decision: Decision) -> None:
+        """Writes down what was decided about an event, and puts what follows."""
+        ids = [self._put(item) for item in decision.items]
+        # What will not be relayed is not kept either: only its id, so that it stays known.
+        self._conn.execute(
+            "UPDATE event SET outcome = ?, item_id = ?, held = ?,"
+            " content = iif(?, content, '{}') WHERE seq = ?",
+            (decision.outcome, ids[0] if ids else None, int(decision.held), int(decision.held),
+             seq),
+        )  # fmt: skip
+
+    def _announce_held(self, announce: Announce) -> None:
+        rows = self._rows(
+            "SELECT m.*, count(*) AS n, min(e.origin_ms) AS since_ms, min(e.seq) AS first"
+            " FROM event AS e JOIN mapping AS m ON m.room_id = e.room_id WHERE e.held = 1"
+            " GROUP BY e.room_id"
+        )
+        for row in rows:
+            oldest = self._row("SELECT event_id FROM event WHERE seq = ?", (row["first"],))
+            assert oldest is not None
+            event_id = EventId(oldest["event_id"])
+            for notice in announce(_mapping(row), event_id, row["n"], row["since_ms"]):
+                self._put(notice)
             self._conn.execute(
-                "UPDATE event SET outcome = ?, item_id = ?, content = '{}' WHERE seq = ?",
-                (decision.outcome, ids[0] if ids else None, row["seq"]),
+                "UPDATE event SET held = 2 WHERE room_id = ? AND held = 1", (row["room_id"],)
             )
 
     async def get_event_outcome(self, event_id: EventId) -> tuple[str, ItemId | None] | None:
@@ -227,5 +279,5 @@ def _event(row: sqlite3.Row) -> RoomEvent:
     return RoomEvent(
         id=EventId(row["event_id"]), room_id=RoomId(row["room_id"]), sender=row["sender"],
         type=row["type"], content=json.loads(row["content"]),
-        origin_server_ts_ms=row["origin_ms"],
+        origin_server_ts_ms=row["origin_ms"], late_ms=row["late_ms"],
     )  # fmt: skip
