@@ -24,6 +24,7 @@ from pydantic import TypeAdapter
 
 from homeroom.background import background
 from homeroom.config import Config, Registration, load_registration
+from homeroom.courtesy import Receipts
 from homeroom.deliveries import Deliveries
 from homeroom.directory import Directory, block_after_edit
 from homeroom.errors import (
@@ -360,6 +361,7 @@ class App:
                     matrix,
                     decide_here,
                     held_notices,
+                    Receipts(matrix, loops).show,
                     fence=fence,
                     state=self._intake,
                 )

@@ -1,4 +1,4 @@
-"""What a ghost does besides answering: it types while its agent works.
+"""What a ghost does besides answering: it reads what was accepted and types while its agent works.
 
 Owns courtesies alone: all of it happens in the background, and any of it may fail without harm.
 """
@@ -14,9 +14,37 @@ import anyio.abc
 
 from homeroom.errors import HomeroomError
 from homeroom.matrix import Matrix
-from homeroom.model import GhostId, RoomId
+from homeroom.model import Accepted, EventId, GhostId, RoomId
 
 TYPING_MS = 30_000
+
+
+class Receipts:
+    """Shows messages as read by the ghost that has accepted them, in the background.
+
+    One request at a time and room; of several that wait, the newest stands for all, because a
+    receipt covers everything before it.
+    """
+
+    def __init__(self, matrix: Matrix, background: anyio.abc.TaskGroup) -> None:
+        self._matrix, self._background = matrix, background
+        self._newest: dict[RoomId, tuple[GhostId, EventId]] = {}
+        self._busy: set[RoomId] = set()
+
+    def show(self, accepted: Accepted) -> None:
+        """Returns at once."""
+        self._newest[accepted.room_id] = (accepted.ghost, accepted.event_id)
+        if accepted.room_id not in self._busy:
+            self._busy.add(accepted.room_id)
+            self._background.start_soon(self._send, accepted.room_id)
+
+    async def _send(self, room_id: RoomId) -> None:
+        try:
+            while newest := self._newest.pop(room_id, None):
+                with suppress(HomeroomError):
+                    await self._matrix.read_receipt(newest[0], room_id, newest[1])
+        finally:
+            self._busy.discard(room_id)
 
 
 class Typing:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import anyio
 
 from homeroom.errors import Rejected, Unavailable
 from homeroom.matrix import Matrix
-from homeroom.model import RoomEvent, SyncBatch
+from homeroom.model import Accepted, RoomEvent, SyncBatch
 from homeroom.retry import pause_s
 from homeroom.store import Announce, Decide, Store
 
@@ -42,10 +43,10 @@ class IntakeState:
 
 
 async def run_intake(
-    store: Store, matrix: Matrix, decide: Decide, announce: Announce, *, fence: int,
-    state: IntakeState,
+    store: Store, matrix: Matrix, decide: Decide, announce: Announce,
+    on_accepted: Callable[[Accepted], None], *, fence: int, state: IntakeState,
 ) -> None:  # fmt: skip
-    """Reads until cancelled.
+    """Reads until cancelled; ``on_accepted`` hears of what is safe in the store and must not wait.
 
     A homeserver that is away, or refuses our token, is asked again later; health says so meanwhile.
 
@@ -80,9 +81,11 @@ async def run_intake(
         # cursor may lag behind by that much, and a post costs no commit when it comes back.
         stale = time.monotonic() - committed_at_s > CURSOR_LAG_S
         if heard or batch.members or batch.left_rooms or stale:
-            await store.record_batch(
+            accepted = await store.record_batch(
                 replace(batch, events=heard), decide, matrix.is_ghost, fence, announce
             )
+            for newest in accepted:
+                on_accepted(newest)
             committed_at_s = time.monotonic()
         cursor = batch.cursor
 

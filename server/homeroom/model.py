@@ -339,6 +339,15 @@ class Decision:
     case that nothing is."""
 
 
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The newest message of a room that a commit accepted for its agent."""
+
+    ghost: GhostId
+    room_id: RoomId
+    event_id: EventId
+
+
 # --- Sync ----------------------------------------------------------------------------------------
 
 ActionKind = Literal[

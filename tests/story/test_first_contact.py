@@ -37,6 +37,20 @@ async def test_an_agent_gets_a_ghost_and_a_room_and_answers_in_it(home: Home) ->
             assert answer["content"]["formatted_body"] == "<p><strong>Hi</strong> there</p>"
 
 
+async def test_a_message_is_marked_as_read_by_the_ghost_once_it_is_accepted(home: Home) -> None:
+    await home.letta.create_agent("Ada")
+    async with home.login() as alice:
+        with home.service():
+            room = await alice.join(await alice.wait_invite())
+            event_id = await alice.say(room, "!delay 3\n!say done")
+            receipt = await alice.wait_event(
+                lambda e: e["type"] == "m.receipt" and event_id in e["content"]
+            )
+            answer = await alice.wait_event(answers(event_id), REPLY_S)
+            assert set(receipt["content"][event_id]["m.read"]) == {answer["sender"]}
+            assert alice.events.index(receipt) < alice.events.index(answer)
+
+
 async def test_the_ghost_is_seen_typing_while_the_agent_works(home: Home) -> None:
     await home.letta.create_agent("Ada")
     async with home.login() as alice:

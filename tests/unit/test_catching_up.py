@@ -95,13 +95,16 @@ class Bridge:
 
     def __init__(self, store: Store) -> None:
         self.store, self.fence = store, 0
+        self.read: list[str] = []
+        """The events that the ghost was said to have read."""
 
     async def hear(self, *events: RoomEvent, has_more: bool = False) -> None:
         if not self.fence:
             self.fence = (await self.store.take_lease("me", rank=1, ttl_ms=60_000)).fence
             await self.store.save_mapping(HOME, judge, self.fence)
         batch = SyncBatch("s", events, has_more=has_more)
-        await self.store.record_batch(batch, judge, is_ghost, self.fence, held_notices)
+        accepted = await self.store.record_batch(batch, judge, is_ghost, self.fence, held_notices)
+        self.read += [newest.event_id for newest in accepted]
 
     async def work(self, kind: ItemKind) -> list[str]:
         """The texts of all items of that kind, done."""
@@ -133,9 +136,11 @@ async def test_late_messages_are_announced_once_and_answered_in_order_when_asked
 
         await bridge.hear(said("live"))
         assert await bridge.work(ItemKind.POST) == [], "said once"
+        assert bridge.read == ["$young", "$live"], "what is held is not read yet"
         await bridge.hear(said("!catchup"), said("after"))
         assert await bridge.work(ItemKind.TURN) == ["live", "1", "2", "3", "4", "5", "after"]
         assert (await Deliveries(store).explain("$2")).state == "answered"
+        assert bridge.read[-1] == "$after"
         await bridge.hear(late[1], said("end"))
         assert await bridge.work(ItemKind.TURN) == ["end"], "nothing twice"
 

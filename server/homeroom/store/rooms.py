@@ -11,12 +11,14 @@ from typing import Any
 
 from homeroom.errors import Rejected
 from homeroom.model import (
+    Accepted,
     AgentId,
     ConversationId,
     Decision,
     EventId,
     GhostId,
     ItemId,
+    ItemKind,
     Mapping,
     Member,
     NewItem,
@@ -100,16 +102,18 @@ class Rooms(Items):
     async def record_batch(
         self, batch: SyncBatch, decide: Decide, is_ghost: Callable[[str], bool], fence: int,
         announce: Announce = _tell_nothing,
-    ) -> int:  # fmt: skip
+    ) -> list[Accepted]:  # fmt: skip
         """Stores events, memberships and the cursor, and routes what can be routed: one commit.
 
         An event that is there already (by its id) is left alone. A mapping whose room the hub or
         the ghost is no longer in is marked for the next sync, with the problem. What came too late
-        is announced in its room once the backlog is complete. Returns how many events were new.
+        is announced in its room once the backlog is complete.
+
+        Returns the newest message of each room that was accepted for its agent.
         """
 
-        def record() -> int:
-            now, fresh = self._now_ms(), 0
+        def record() -> list[Accepted]:
+            now, accepted = self._now_ms(), list[Accepted]()
             for member in batch.members:
                 self._conn.execute(
                     "INSERT OR REPLACE INTO member VALUES (?, ?, ?, ?, ?)",
@@ -124,18 +128,17 @@ class Rooms(Items):
                     (HUB_IS_OUT, room_id),
                 )
             for event in batch.events:
-                added = self._conn.execute(
+                self._conn.execute(
                     "INSERT OR IGNORE INTO event (event_id, room_id, sender, type, content,"
                     " origin_ms, received_ms, late_ms, outcome)"
                     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, '')",
                     (event.id, event.room_id, event.sender, event.type, json.dumps(event.content),
                      event.origin_server_ts_ms, now, event.late_ms),
                 )  # fmt: skip
-                fresh += added.rowcount
             for room_id in dict.fromkeys(event.room_id for event in batch.events):
                 row = self._row("SELECT * FROM mapping WHERE room_id = ?", (room_id,))
-                if row:
-                    self._route_unrouted(_mapping(row), decide)
+                if row and (newest := self._route_unrouted(_mapping(row), decide)):
+                    accepted.append(Accepted(row["ghost"], room_id, newest))
             self._conn.execute(
                 "INSERT OR REPLACE INTO meta VALUES ('hub_cursor', ?)", (batch.cursor,)
             )
@@ -144,7 +147,7 @@ class Rooms(Items):
                     "INSERT OR REPLACE INTO meta VALUES ('hub_heard_ms', ?)", (str(now),)
                 )
                 self._announce_held(announce)
-            return fresh
+            return accepted
 
         return await self._write(record, fence)
 
@@ -162,7 +165,9 @@ class Rooms(Items):
                 (GHOST_IS_OUT, member.room_id, member.user_id),
             )
 
-    def _route_unrouted(self, mapping: Mapping, decide: Decide) -> None:
+    def _route_unrouted(self, mapping: Mapping, decide: Decide) -> EventId | None:
+        """Decides what has not been decided yet. Returns the newest message it accepted."""
+        newest: EventId | None = None
         people = self._row(
             "SELECT count(*) AS n FROM member WHERE room_id = ? AND membership = 'join'"
             " AND NOT is_ghost",
@@ -186,6 +191,10 @@ class Rooms(Items):
                 if held:
                     decision = replace(decision, items=())
             self._settle(row["seq"], decision)
+            turns = any(item.kind is ItemKind.TURN for item in decision.items)
+            if turns or decision.releases_held:
+                newest = EventId(row["event_id"])
+        return newest
 
     def _settle(self, seq: int, decision: Decision) -> None:
         """Writes down what was decided about an event, and puts what follows."""
