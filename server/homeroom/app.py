@@ -74,6 +74,8 @@ HEALTH_LIMIT_S = 5.0
 SYNC_WAIT_S = 600.0
 """How long a tool waits for the reconciliation it asked for."""
 
+DAY_S = 86_400.0
+
 _report = TypeAdapter(SyncReport)
 
 
@@ -334,6 +336,7 @@ class App:
             in_flight[ItemKind.POST] = POSTS_IN_FLIGHT
         async with anyio.create_task_group() as loops:
             loops.start_soon(self._run_renewal, fence)
+            loops.start_soon(self._run_pruning, fence)
             relay = Relay(
                 self._store, self.letta.get, self._get_matrix, loops,
                 fence=fence, on_progress=self._note_progress,
@@ -348,6 +351,16 @@ class App:
         while True:
             await anyio.sleep(LEASE_MS / 1000 / 3)
             await self._store.renew_lease(fence, LEASE_MS)
+
+    async def _run_pruning(self, fence: int) -> None:
+        while True:
+            total = 0
+            while count := await self._store.prune(
+                int(self.config.keep_days * DAY_S * 1000), fence
+            ):
+                total += count
+            log.info("store_pruned", extra={"rows": total})
+            await anyio.sleep(DAY_S)
 
     async def _run_matrix(self, service: Service[Matrix], fence: int) -> None:
         """Reads the rooms and keeps them in step, from when the homeserver can be reached."""
@@ -401,7 +414,12 @@ class App:
         await self._store.finish_sync_requests(requests, text, fence)
 
     def _decide(self, matrix: Matrix) -> Decide:
-        return partial(decide, is_ghost=matrix.is_ghost, catch_up_ms=self.config.catch_up_s * 1000)
+        return partial(
+            decide,
+            is_ghost=matrix.is_ghost,
+            catch_up_ms=self.config.catch_up_s * 1000,
+            keep_ms=self.config.keep_days * DAY_S * 1000,
+        )
 
 
 @asynccontextmanager
@@ -415,7 +433,7 @@ async def open_app(config: Config, *, bridge: bool = True) -> AsyncIterator[App]
     registration = None
     if config.has_matrix and config.matrix_registration:
         registration = load_registration(config.matrix_registration)
-    async with open_store(config.store_path) as store:
+    async with open_store(config.store_path, max_waiting=config.max_waiting) as store:
         app = App(config, store, registration)
         async with background(app.run if bridge else app.run_links):
             yield app

@@ -29,7 +29,7 @@ from homeroom.store import Store
 WHAT_IDS_LOOK_LIKE = (
     "Give the id of a message in a room (it begins with $; clients show it under View source) or a"
     " reply id. What agents themselves said is not kept, nor are messages that are older than"
-    " Homeroom's store or were sent to rooms without an agent of its own."
+    " Homeroom's store or HOMEROOM_KEEP_DAYS, or were sent to rooms without an agent of its own."
 )
 POST_KEY_KEPT_S = 86_400.0
 """How long a homeserver knows a transaction id again; measured on Synapse, which keeps 24 hours."""

@@ -337,6 +337,8 @@ class Decision:
     releases_held: bool = False
     """What is held of the room is decided anew, as if it were not late; ``items`` are for the
     case that nothing is."""
+    if_full: tuple[NewItem, ...] = ()
+    """Instead of ``items``, where too many turns wait on their lane already."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,17 +80,20 @@ def lane_of_room(room_id: RoomId) -> str:
 
 def decide(
     event: RoomEvent, mapping: Mapping, people_count: int, *, is_ghost: Callable[[str], bool],
-    catch_up_ms: float = math.inf,
+    catch_up_ms: float = math.inf, keep_ms: float = math.inf,
 ) -> Decision:  # fmt: skip
     """What becomes of an event in an agent's room. Pure.
 
-    What would be answered and is more than ``catch_up_ms`` late is held until somebody asks.
+    What would be answered and is more than ``catch_up_ms`` late is held until somebody asks. What
+    is more than ``keep_ms`` late may have been answered and forgotten, so it is left alone.
 
     The homeserver accepts an event only from a member of the room, so whoever is heard is one.
     Source: https://spec.matrix.org/v1.16/rooms/v11/#authorization-rules (rule 5).
     """
     if is_ghost(event.sender):
         return Decision("echo: one of our own ghosts sent it")
+    if event.late_ms > keep_ms:
+        return Decision("too old: what was answered then is not known any more")
     decision = _decide_on_time(event, mapping, people_count)
     if decision.items and event.late_ms > catch_up_ms and not decision.releases_held:
         late = f"it had been there for {_duration(event.late_ms)} when it was first seen"
@@ -151,7 +154,8 @@ def _decide_on_time(event: RoomEvent, mapping: Mapping, people_count: int) -> De
             dedupe_key=f"catch-up:{event.id}",
         )  # fmt: skip
         outcome = "command: what came too late is answered"
-        return Decision(outcome, (notice,), releases_held=True)
+        full = _full_notice(mapping, event, f"Write {CATCH_UP} again when they are answered.")
+        return Decision(outcome, (notice,), releases_held=True, if_full=(full,))
     thread = relation.get("event_id") if relation.get("rel_type") == "m.thread" else None
     turn = NewItem(
         lane=lane_of_turns(mapping.agent_id, event.room_id),
@@ -169,7 +173,16 @@ def _decide_on_time(event: RoomEvent, mapping: Mapping, people_count: int) -> De
         },
         dedupe_key=f"event:{event.id}",
     )
-    return Decision("relayed", (turn,))
+    full = _full_notice(mapping, event, "This one was not taken; write it again later.")
+    return Decision("relayed", (turn,), if_full=(full,))
+
+
+def _full_notice(mapping: Mapping, event: RoomEvent, advice: str) -> NewItem:
+    return _notice_item(
+        mapping.ghost, event.room_id, event.id,
+        f"⚠️ Too many messages are waiting for me here already. {advice}",
+        dedupe_key=f"full:{event.id}",
+    )  # fmt: skip
 
 
 def chat_items(

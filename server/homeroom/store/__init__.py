@@ -7,6 +7,7 @@ write that belongs to the bridge carries the fencing number of the lease.
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import sqlite3
@@ -89,8 +90,12 @@ class Store(History):
 
 
 @asynccontextmanager
-async def open_store(path: Path, now_ms: Callable[[], int] = _now_ms) -> AsyncIterator[Store]:
+async def open_store(
+    path: Path, now_ms: Callable[[], int] = _now_ms, max_waiting: float = math.inf
+) -> AsyncIterator[Store]:
     """The store in ``path`` (made if it is not there, readable by its owner alone).
+
+    ``max_waiting`` is how many turns may be open on one lane.
 
     Raises:
         Rejected: the file cannot be opened or is no store of Homeroom's.
@@ -122,6 +127,7 @@ async def open_store(path: Path, now_ms: Callable[[], int] = _now_ms) -> AsyncIt
     except (OSError, sqlite3.Error) as error:
         raise Rejected("store", f"{path} cannot be opened: {error}") from error
     store = Store(db, now_ms)
+    store.max_waiting = max_waiting
     try:
         async with background(store.watch):
             yield store

@@ -27,6 +27,10 @@ _CAUSED_BY_EVENT = "event:"
 _FOLLOWERS = ("reply", "delay", "parked", "replay")
 """What begins the dedupe keys of the posts that follow from an item; its id comes next."""
 
+_DAY_MS = 86_400_000
+_PRUNED_AT_ONCE = 500
+"""Rows of one commit: others write meanwhile."""
+
 
 class History(Rooms):
     """Statements that look back, and what a person decides about what was given up."""
@@ -100,6 +104,36 @@ class History(Rooms):
             (item.id,),
         )
         return Parked(item, row["at"] if row and row["at"] else item.created_ms)
+
+    # --- what is kept -----------------------------------------------------------------------------
+
+    async def prune(self, keep_ms: int, fence: int) -> int:
+        """Deletes some of what ended more than ``keep_ms`` ago. Returns how much: ask until 0.
+
+        Parked items stay until a person decides. The id of an event stays a day longer than its
+        item and as long as there is one, so that nothing is taken for new that was answered.
+        """
+
+        def write() -> int:
+            before_ms = self._now_ms() - keep_ms
+            items = self._rows(
+                "SELECT id FROM item WHERE id < ? AND state IN ('done', 'cancelled')"
+                " AND NOT EXISTS (SELECT 1 FROM item_history AS h"
+                " WHERE h.item_id = item.id AND h.at_ms >= ?) ORDER BY id LIMIT ?",
+                (f"{max(0, before_ms) * 1000:013x}", before_ms, _PRUNED_AT_ONCE),
+            )
+            for row in items:
+                self._conn.execute("DELETE FROM item_history WHERE item_id = ?", (row["id"],))
+                self._conn.execute("DELETE FROM item WHERE id = ?", (row["id"],))
+            events = self._conn.execute(
+                "DELETE FROM event WHERE seq IN (SELECT seq FROM event AS e WHERE received_ms < ?"
+                " AND NOT EXISTS (SELECT 1 FROM item WHERE item.id = e.item_id)"
+                " ORDER BY seq LIMIT ?)",
+                (before_ms - _DAY_MS, _PRUNED_AT_ONCE),
+            )
+            return len(items) + events.rowcount
+
+        return await self._write(write, fence)
 
     # --- the story of one message -----------------------------------------------------------------
 

@@ -6,13 +6,14 @@ They belong together: whoever takes the lease takes over the claims of the holde
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from homeroom.errors import LeaseLost, NotFound
+from homeroom.errors import LeaseLost, LimitExceeded, NotFound
 from homeroom.model import (
     Item,
     ItemId,
@@ -35,6 +36,9 @@ class LeaseState:
 
 class Items(Connection):
     """Statements about items. The order of their ids is the order of their lanes."""
+
+    max_waiting: float = math.inf
+    """How many turns may be open on one lane."""
 
     # --- the lease --------------------------------------------------------------------------------
 
@@ -98,8 +102,36 @@ class Items(Connection):
     # --- items -----------------------------------------------------------------------------------
 
     async def put(self, items: Sequence[NewItem]) -> list[ItemId]:
-        """Puts items on their lanes in one commit; a known dedupe key gives the item it has."""
-        return await self._write(lambda: [self._put(item) for item in items])
+        """Puts items on their lanes in one commit; a known dedupe key gives the item it has.
+
+        Raises:
+            LimitExceeded: too many turns wait on a lane; nothing was put.
+        """
+
+        def write() -> list[ItemId]:
+            for item in items:
+                self._check_room(item)
+            return [self._put(item) for item in items]
+
+        return await self._write(write)
+
+    def _is_full(self, item: NewItem) -> bool:
+        """Whether a turn finds no room on its lane. Posts always do: they end what was begun."""
+        return item.kind is ItemKind.TURN and self._open_count(item.lane) >= self.max_waiting
+
+    def _open_count(self, lane: str) -> int:
+        row = self._row(
+            "SELECT count(*) AS n FROM item WHERE lane = ? AND state IN ('waiting', 'claimed')",
+            (lane,),
+        )
+        return int(row["n"]) if row else 0
+
+    def _check_room(self, item: NewItem) -> None:
+        known = self._row("SELECT 1 FROM item WHERE dedupe_key = ?", (item.dedupe_key,))
+        if not known and self._is_full(item):
+            count = self._open_count(item.lane)
+            what = "A conversation with an agent"
+            raise LimitExceeded(what, int(self.max_waiting), count + 1, "messages waiting")
 
     def _put(self, item: NewItem) -> ItemId:
         known = self._row("SELECT id FROM item WHERE dedupe_key = ?", (item.dedupe_key,))

@@ -185,19 +185,40 @@ class Rooms(Items):
                     "SELECT * FROM event WHERE room_id = ? AND held > 0 ORDER BY seq",
                     (mapping.room_id,),
                 )
-                for late in held:
-                    event = replace(_event(late), late_ms=0)
-                    self._settle(late["seq"], decide(event, mapping, people["n"]))
+                done = self._release(held, lambda e: decide(e, mapping, people["n"]))
                 if held:
-                    decision = replace(decision, items=())
-            self._settle(row["seq"], decision)
+                    items = () if done else decision.if_full
+                    decision = replace(decision, items=items)
+            decision = self._settle(row["seq"], decision)
             turns = any(item.kind is ItemKind.TURN for item in decision.items)
             if turns or decision.releases_held:
                 newest = EventId(row["event_id"])
         return newest
 
-    def _settle(self, seq: int, decision: Decision) -> None:
-        """Writes down what was decided about an event, and puts what follows."""
+    def _release(self, held: list[sqlite3.Row], decide: Callable[[RoomEvent], Decision]) -> int:
+        """Decides held events as if they were not late, while their lane has room for them.
+
+        What is left stays held and is announced again. Returns how many were decided.
+        """
+        for number, row in enumerate(held):
+            decision = decide(replace(_event(row), late_ms=0))
+            if any(self._is_full(item) for item in decision.items):
+                self._conn.execute(
+                    "UPDATE event SET held = 1 WHERE room_id = ? AND held > 0 AND seq >= ?",
+                    (row["room_id"], row["seq"]),
+                )
+                return number
+            self._settle(row["seq"], decision)
+        return len(held)
+
+    def _settle(self, seq: int, decision: Decision) -> Decision:
+        """Writes down what was decided about an event, and puts what follows.
+
+        Returns the decision as it stands: a turn for which its lane has no room is refused.
+        """
+        if any(self._is_full(item) for item in decision.items):
+            outcome = f"refused: {self.max_waiting} messages are waiting for the agent here"
+            decision = Decision(outcome, decision.if_full)
         ids = [self._put(item) for item in decision.items]
         # What will not be relayed is not kept either: only its id, so that it stays known.
         self._conn.execute(
@@ -206,6 +227,7 @@ class Rooms(Items):
             (decision.outcome, ids[0] if ids else None, int(decision.held), int(decision.held),
              seq),
         )  # fmt: skip
+        return decision
 
     def _announce_held(self, announce: Announce) -> None:
         rows = self._rows(
