@@ -25,6 +25,8 @@ from pydantic import TypeAdapter
 from homeroom.background import background
 from homeroom.claim import RETRY_CLAIM_S, HomeserverClaim
 from homeroom.config import Config, Registration, load_registration
+from homeroom.courtesy import Receipts
+from homeroom.deliveries import Deliveries
 from homeroom.directory import Directory, block_after_edit
 from homeroom.errors import (
     HomeroomError,
@@ -46,10 +48,12 @@ from homeroom.model import (
     ItemId,
     ItemKind,
     ItemState,
+    Parked,
     ReplyView,
+    Story,
     SyncReport,
 )
-from homeroom.relay import Relay, chat_items, decide
+from homeroom.relay import Relay, chat_items, decide, held_notices
 from homeroom.service import Service
 from homeroom.store import Decide, Store, open_store
 from homeroom.sync import OnAction, Reconciler
@@ -71,6 +75,8 @@ HEALTH_LIMIT_S = 5.0
 SYNC_WAIT_S = 45.0
 """How long a tool waits for the reconciliation it asked for: LLM clients give up after 60 s."""
 
+DAY_S = 86_400.0
+
 _report = TypeAdapter(SyncReport)
 
 
@@ -80,7 +86,7 @@ class App:
     def __init__(self, config: Config, store: Store, registration: Registration | None) -> None:
         self.config = config
         self._store, self._registration = store, registration
-        self._mailbox = Mailbox(store)
+        self._mailbox, self._deliveries = Mailbox(store), Deliveries(store)
         self.letta = Service[Letta](partial(open_letta, config), "letta")
         self.matrix: Service[Matrix] | None = None
         if registration:
@@ -182,7 +188,7 @@ class App:
         while True:
             left_s = max(0.0, deadline - time.monotonic())
             item = await self._mailbox.wait_ended(item_id, min(left_s, 1.0))
-            ended = item.state in (ItemState.DONE, ItemState.PARKED)
+            ended = item.state.has_ended
             if ended or left_s <= 0:
                 break
             count, tail = self._spoken.get(item_id, (0, ""))
@@ -209,6 +215,18 @@ class App:
         self._spoken[item_id] = (count + len(piece), (tail + piece)[-TAIL_CHARS:])
         while len(self._spoken) > ANSWERS_FOLLOWED:
             self._spoken.popitem(last=False)
+
+    async def explain(self, name: str) -> Story:
+        """What became of the message with that event id or reply id. Raises NotFound."""
+        return await self._deliveries.explain(name)
+
+    async def list_parked(self, limit: int) -> tuple[list[Parked], int]:
+        """The newest ``limit`` items that were given up, oldest first, and how many there are."""
+        return await self._deliveries.list_parked(limit)
+
+    async def replay_parked(self, item_id: str) -> int:
+        """Puts one of them back at the head of its lane; returns how many come first."""
+        return await self._deliveries.replay(item_id)
 
     # --- memory ----------------------------------------------------------------------------------
 
@@ -309,6 +327,7 @@ class App:
             in_flight[ItemKind.POST] = POSTS_IN_FLIGHT
         async with anyio.create_task_group() as loops:
             loops.start_soon(self._run_renewal, fence)
+            loops.start_soon(self._run_pruning, fence)
             relay = Relay(
                 self._store, self.letta.get, self._get_matrix, loops,
                 fence=fence, on_progress=self._note_progress,
@@ -324,14 +343,21 @@ class App:
             await anyio.sleep(LEASE_MS / 1000 / 3)
             await self._store.renew_lease(fence, LEASE_MS)
 
+    async def _run_pruning(self, fence: int) -> None:
+        while True:
+            total = 0
+            while count := await self._store.prune(
+                int(self.config.keep_days * DAY_S * 1000), fence
+            ):
+                total += count
+            log.info("store_pruned", extra={"rows": total})
+            await anyio.sleep(DAY_S)
+
     async def _run_matrix(self, service: Service[Matrix], fence: int) -> None:
         """Reads the rooms and keeps them in step, from when the homeserver can be reached."""
         matrix = await service.wait()
         decide_here = self._decide(matrix)
         claim = HomeserverClaim(matrix, await self._store.get_meta("store_id"), self._owner)
-        intake = partial(
-            run_intake, self._store, matrix, decide_here, fence=fence, state=self._intake
-        )
         try:
             while True:
                 self._intake.problem = await claim.take()
@@ -339,7 +365,10 @@ class App:
                     await self._refuse_syncs(self._intake.problem, fence)
                     await anyio.sleep(RETRY_CLAIM_S)
                     continue
-                async with background(intake, partial(self._run_sync, decide_here, fence)):
+                async with background(partial(self._run_sync, decide_here, fence)) as loops:
+                    told = (held_notices, Receipts(matrix, loops).show)
+                    intake = partial(run_intake, fence=fence, state=self._intake)
+                    loops.start_soon(intake, self._store, matrix, decide_here, *told)
                     await claim.keep()
         finally:
             await claim.release()
@@ -384,7 +413,12 @@ class App:
         await self._store.finish_sync_requests(requests, text, fence)
 
     def _decide(self, matrix: Matrix) -> Decide:
-        return partial(decide, is_ghost=matrix.is_ghost)
+        return partial(
+            decide,
+            is_ghost=matrix.is_ghost,
+            catch_up_ms=self.config.catch_up_s * 1000,
+            keep_ms=self.config.keep_days * DAY_S * 1000,
+        )
 
 
 @asynccontextmanager
@@ -398,7 +432,7 @@ async def open_app(config: Config, *, bridge: bool = True) -> AsyncIterator[App]
     registration = None
     if config.has_matrix and config.matrix_registration:
         registration = load_registration(config.matrix_registration)
-    async with open_store(config.store_path) as store:
+    async with open_store(config.store_path, max_waiting=config.max_waiting) as store:
         app = App(config, store, registration)
         # One inside the other: the bridge ends while its services are still there.
         async with background(app.run_services), background(*([app.run_bridge] if bridge else [])):

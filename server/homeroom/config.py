@@ -47,6 +47,9 @@ EXAMPLES: Mapping[str, str] = {
     "sync_interval_s": "30",
     "turn_silence_s": "300",
     "max_turns": "10",
+    "catch_up_s": "3600",
+    "max_waiting": "100",
+    "keep_days": "30",
     "data_dir": "/var/lib/homeroom",
     "http_token": "a-long-random-string",
     "http_hosts": "homeroom.example.org",
@@ -122,6 +125,27 @@ class Config(BaseSettings):
     )
     max_turns: int = Field(
         default=10, ge=1, le=500, description="Turns in flight at once, over all agents."
+    )
+    catch_up_s: float = Field(
+        default=3600.0,
+        ge=0.0,
+        le=31_536_000.0,
+        description="Seconds. Messages that Homeroom first sees after an outage and that are older "
+        "are answered only when somebody in the room writes !catchup. 0: all that came meanwhile.",
+    )
+    max_waiting: int = Field(
+        default=100,
+        ge=1,
+        le=100_000,
+        description="Messages that may wait for one agent in one conversation. Whoever sends more "
+        "is told at once that it was not taken.",
+    )
+    keep_days: float = Field(
+        default=30.0,
+        ge=1.0,
+        le=3650.0,
+        description="Days that finished messages, and what is known of events, are kept. What was "
+        "given up is kept until a person decides. Older events are never answered.",
     )
     data_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("homeroom")),

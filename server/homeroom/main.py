@@ -1,7 +1,8 @@
 """The composition root: commands, exit codes, and what runs inside one process.
 
-The only importer of ``homeroom_tools``. What an LLM client waits for comes first: everything heavy
-(nio, SQLite, rich, the embedded servers) is imported by the command that needs it, when it does.
+With ``commands`` the only importer of ``homeroom_tools``. What an LLM client waits for comes first:
+everything heavy (nio, SQLite, rich, the embedded servers) is imported by the command that needs it,
+when it does.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import click
 
 from homeroom import __version__
 from homeroom.background import Loop, background
+from homeroom.commands import add_commands
 from homeroom.config import (
     EXAMPLES,
     Config,
@@ -371,6 +373,9 @@ def demo(keep: bool) -> int:
 
     setup_logging("ERROR")
     return run_demo(keep)
+
+
+add_commands(cli, _start, _config_option)
 
 
 def main() -> None:

@@ -6,8 +6,10 @@ import stat
 from pathlib import Path
 
 import yaml
+from mcp import Client
 
 from support.home import Home
+from support.talk import REPLY_S, answers, ask
 
 
 async def test_sync_shows_its_plan_does_it_and_then_finds_nothing_to_do(home: Home) -> None:
@@ -29,6 +31,67 @@ async def test_sync_beside_a_running_bridge_is_done_by_the_bridge(home: Home) ->
         done = home.run("sync")
         assert done.returncode == 0, done.stderr
         assert "Brook" in done.stdout
+
+
+async def test_explain_tells_a_persons_message_from_its_event_to_its_answer(home: Home) -> None:
+    await home.letta.create_agent("Ada")
+    async with home.login() as alice:
+        with home.service() as service:
+            room = await alice.join(await alice.wait_invite())
+            asked = await alice.say(room, "!say the answer")
+            answer = await alice.wait_event(answers(asked), REPLY_S)
+            async with Client(f"{service.url}/mcp") as client:
+                told = await client.call_tool("explain_delivery", {"id": asked})
+    story = home.run("explain", asked)  # with no process running
+    assert story.returncode == 0, story.stderr
+    for part in (
+        f"Received from {alice.id} in {room}",
+        "attempt 1",
+        answer["event_id"],
+        "answered",
+    ):
+        assert part in story.stdout
+    assert "the answer" not in story.stdout.lower().replace("the answer was posted", "")
+    assert told.structured_content and told.structured_content["reply_id"] in story.stdout
+    unknown = home.run("explain", "$nothing")
+    assert unknown.returncode == 1 and "begins with $" in unknown.stderr
+    assert unknown.stdout == "" and "Traceback" not in unknown.stderr
+
+
+async def test_a_message_that_was_given_up_is_replayed_once_the_cause_is_repaired(
+    home: Home,
+) -> None:
+    await home.letta.create_agent("Ada")
+    async with home.login() as alice:
+        with home.service():
+            room = await alice.join(await alice.wait_invite())
+            await ask(alice, room, "!say warm")
+        assert home.run("parked").stdout == "0 parked\n"
+        with home.service(start=False, HOMEROOM_LETTA_TOKEN="revoked") as service:
+            service.start(wait_ok=False)
+            asked = await alice.say(room, "!say at last")
+            notice = await alice.wait_event(answers(asked), REPLY_S)
+            assert "was not delivered" in notice["content"]["body"]
+            listed = home.run("parked").stdout
+            item_id = listed.split()[0]
+            assert f"message of {alice.id}, {room}, was not delivered" in listed
+            assert "at last" not in listed
+        with home.service():
+            newer = await alice.say(room, "!delay 1\n!say newer")
+            replayed = home.run("parked", "replay", item_id)
+            assert replayed.returncode == 0, replayed.stderr
+            answer = await alice.wait_event(lambda e: e["content"].get("body") == "at last", 30)
+            assert answers(asked)(answer)
+            await alice.wait_event(answers(newer), REPLY_S)
+            bodies = await alice.bodies(room)
+            assert any("taken up again. It is delivered now" in body for body in bodies)
+            assert bodies.count("at last") == 1
+        again = home.run("parked", "replay", item_id)
+        assert again.returncode == 1 and "is done, not parked" in again.stderr
+        shown = home.run("parked", "show", item_id).stdout
+        assert "Given up: " in shown and "a person had it replayed" in shown
+        unknown = home.run("parked", "drop", "nope")
+        assert unknown.returncode == 1 and "no parked item 'nope'" in unknown.stderr
 
 
 async def test_doctor_passes_on_a_sound_installation_and_names_the_sick_part(home: Home) -> None:
@@ -96,5 +159,5 @@ def test_a_misspelt_variable_is_pointed_out(home: Home) -> None:
 
 def test_the_help_names_every_command(home: Home) -> None:
     said = home.run("--help").stdout
-    for command in ("serve", "sync", "registration", "doctor", "up", "demo"):
+    for command in ("serve", "sync", "registration", "doctor", "explain", "parked", "up", "demo"):
         assert command in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import anyio
+from mcp import Client
 
 from support.home import Home
 from support.person import Person
@@ -35,6 +36,38 @@ async def test_an_agent_gets_a_ghost_and_a_room_and_answers_in_it(home: Home) ->
             assert answer["content"]["msgtype"] == "m.text"
             assert answer["content"]["body"] == "**Hi** there"
             assert answer["content"]["formatted_body"] == "<p><strong>Hi</strong> there</p>"
+
+
+async def test_a_message_is_marked_as_read_by_the_ghost_once_it_is_accepted(home: Home) -> None:
+    await home.letta.create_agent("Ada")
+    async with home.login() as alice:
+        with home.service():
+            room = await alice.join(await alice.wait_invite())
+            event_id = await alice.say(room, "!delay 3\n!say done")
+            receipt = await alice.wait_event(
+                lambda e: e["type"] == "m.receipt" and event_id in e["content"]
+            )
+            answer = await alice.wait_event(answers(event_id), REPLY_S)
+            assert set(receipt["content"][event_id]["m.read"]) == {answer["sender"]}
+            assert alice.events.index(receipt) < alice.events.index(answer)
+
+
+async def test_whoever_sends_too_much_is_told_at_once_in_the_room_and_over_mcp(home: Home) -> None:
+    await home.letta.create_agent("Ada")
+    async with home.login() as alice:
+        with home.service(HOMEROOM_MAX_WAITING="1") as service:
+            room = await alice.join(await alice.wait_invite())
+            first = await alice.say(room, "!delay 4\n!say first")
+            second = await alice.say(room, "!say second")
+            notice = await alice.wait_event(answers(second), REPLY_S)
+            assert "Too many messages are waiting" in notice["content"]["body"]
+            async with Client(f"{service.url}/mcp") as client:
+                refused = await client.call_tool(
+                    "chat_with_agent", {"agent": "Ada", "message": "x", "wait_s": 0}
+                )
+            assert refused.is_error and "at most 1 messages waiting" in str(refused.content)
+            answer = await alice.wait_event(answers(first), REPLY_S)
+            assert alice.events.index(notice) < alice.events.index(answer)
 
 
 async def test_the_ghost_is_seen_typing_while_the_agent_works(home: Home) -> None:

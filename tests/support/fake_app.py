@@ -21,7 +21,14 @@ from homeroom.model import (
     AgentView,
     Block,
     Failure,
+    Item,
+    ItemId,
+    ItemKind,
+    ItemState,
+    Parked,
     ReplyView,
+    Step,
+    Story,
     SyncReport,
 )
 
@@ -56,6 +63,8 @@ class FakeApp:
         self.behaviours: dict[AgentId, Behaviour] = {}
         self.blocks: dict[AgentId, dict[str, Block]] = {}
         self.chats: dict[str, Chat] = {}
+        self.stories = {"$asked": sample_story()}
+        self.parked = [sample_parked()]
         self.taken = asyncio.Event()
         """Set once a message was taken."""
         self.problem = ""
@@ -130,6 +139,19 @@ class FakeApp:
             chat.ahead,
         )
 
+    async def explain(self, name: str) -> Story:
+        if name not in self.stories:
+            raise NotFound("message", name, advice="Give the id of a message.")
+        return self.stories[name]
+
+    async def list_parked(self, limit: int) -> tuple[list[Parked], int]:
+        return self.parked[-limit:], len(self.parked)
+
+    async def replay_parked(self, item_id: str) -> int:
+        if item_id not in [parked.item.id for parked in self.parked]:
+            raise NotFound("parked item", item_id)
+        return 2
+
     async def get_memory(self, agent: str, label: str) -> tuple[Agent, list[Block]]:
         found = self._find(agent)
         blocks = self.blocks[found.id]
@@ -203,6 +225,23 @@ class FakeApp:
             teller.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await teller
+
+
+def sample_story(reason: str = "the model refused", count: int = 1) -> Story:
+    """A message that was given up for ``reason`` after ``count`` tries."""
+    steps = tuple(Step(1_000 * number, f"Given up: {reason}") for number in range(count))
+    return Story(
+        "parked", "It was given up.", steps, "item-1", "$asked", "!0001:example.org", "@you:h"
+    )
+
+
+def sample_parked(reason: str = "the model refused", sender: str = "@you:h") -> Parked:
+    payload = {"agent_id": "agent-0001", "room_id": "!0001:example.org", "sender": sender}
+    item = Item(
+        ItemId("item-1"), "lane", ItemKind.TURN, payload, "event:$asked", ItemState.PARKED,
+        attempts=1, created_ms=0, begun=True, reason=reason,
+    )  # fmt: skip
+    return Parked(item, 1_000)
 
 
 def sample_report(agent_name: str = "Ada", reason: str = "has no room yet") -> SyncReport:

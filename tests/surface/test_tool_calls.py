@@ -15,7 +15,7 @@ from homeroom.model import Block
 from homeroom_tools import chat as chat_module
 from homeroom_tools.serve import build_server
 from homeroom_tools.toolkit import MAX_RESULT_CHARS
-from support.fake_app import CRASH_TEXT, FakeApp, sample_report
+from support.fake_app import CRASH_TEXT, FakeApp, sample_report, sample_story
 
 LIMIT_S = 10.0
 
@@ -339,3 +339,46 @@ async def test_many_equally_long_memories_are_cut_alike(app: FakeApp, era: str) 
 async def test_an_unknown_tool_is_an_error_and_not_a_crash(app: FakeApp, era: str) -> None:
     async with connect(app, era) as client:
         assert error_of(await client.call_tool("list_agent", {})) == "Unknown tool: list_agent"
+
+
+# --- what became of a message --------------------------------------------------------------------
+
+
+async def test_a_delivery_is_explained_step_by_step_with_times(app: FakeApp, era: str) -> None:
+    async with connect(app, era) as client:
+        data = data_of(await client.call_tool("explain_delivery", {"id": "$asked"}))
+        unknown = await client.call_tool("explain_delivery", {"id": "$other"})
+    assert data["state"] == "parked" and data["now"] == "It was given up."
+    assert data["steps"] == [
+        {"at": "1970-01-01 00:00:00 UTC", "text": "Given up: the model refused"}
+    ]
+    assert (data["reply_id"], data["event_id"]) == ("item-1", "$asked")
+    assert "Give the id of a message" in error_of(unknown)
+
+
+async def test_of_a_long_story_the_beginning_and_the_end_are_told(app: FakeApp, era: str) -> None:
+    app.stories["$long"] = sample_story(count=200)
+    async with connect(app, era) as client:
+        data = data_of(await client.call_tool("explain_delivery", {"id": "$long"}))
+    assert len(data["steps"]) == 80 and data["left_out"] == 120
+    assert data["steps"][-1]["at"] == "1970-01-01 00:03:19 UTC"
+
+
+async def test_parked_items_are_listed_and_replayed(app: FakeApp, era: str) -> None:
+    async with connect(app, era) as client:
+        data = data_of(await client.call_tool("list_parked", {}))
+        replayed = data_of(await client.call_tool("replay_parked", {"id": "item-1"}))
+        unknown = await client.call_tool("replay_parked", {"id": "other"})
+    assert data["total"] == 1
+    assert data["items"][0] == {
+        "id": "item-1",
+        "what": "message",
+        "parked_at": "1970-01-01 00:00:01 UTC",
+        "delivered": "maybe",
+        "agent_id": "agent-0001",
+        "room": "!0001:example.org",
+        "sender": "@you:h",
+        "reason": "the model refused",
+    }
+    assert replayed == {"id": "item-1", "ahead": 2}
+    assert "no parked item 'other'" in error_of(unknown)

@@ -33,8 +33,11 @@ CONTRACT = {
         "force": False,
     },
     "sync_agents": {"dry_run": False},
+    "explain_delivery": {"id": ...},
+    "list_parked": {"limit": 20},
+    "replay_parked": {"id": ...},
 }
-MAX_LIST_BYTES = 16 * 1024
+MAX_LIST_BYTES = 20 * 1024
 
 
 @pytest.fixture(params=["2026-07-28", "legacy"])

@@ -7,6 +7,7 @@ write that belongs to the bridge carries the fencing number of the lease.
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import sqlite3
@@ -22,11 +23,12 @@ from sqlite_utils import Database
 
 from homeroom.background import background
 from homeroom.errors import Rejected
+from homeroom.store.history import History
 from homeroom.store.items import LeaseState
-from homeroom.store.rooms import Decide, Rooms
+from homeroom.store.rooms import Announce, Decide
 from homeroom.store.schema import migrations
 
-__all__ = ["Decide", "LeaseState", "Store", "open_store"]
+__all__ = ["Announce", "Decide", "LeaseState", "Store", "open_store"]
 
 _BUSY_TIMEOUT_MS = 60_000
 """How long a write waits for another process's write before it fails: longer than a backup holds
@@ -37,7 +39,7 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class Store(Rooms):
+class Store(History):
     """The one durable state of Homeroom. Every method is one transaction."""
 
     # --- requests for a sync, from processes that do not run the bridge ---------------------------
@@ -89,8 +91,12 @@ class Store(Rooms):
 
 
 @asynccontextmanager
-async def open_store(path: Path, now_ms: Callable[[], int] = _now_ms) -> AsyncIterator[Store]:
+async def open_store(
+    path: Path, now_ms: Callable[[], int] = _now_ms, max_waiting: float = math.inf
+) -> AsyncIterator[Store]:
     """The store in ``path`` (made if it is not there, readable by its owner alone).
+
+    ``max_waiting`` is how many turns may be open on one lane.
 
     Raises:
         Rejected: the file cannot be opened or is no store of Homeroom's.
@@ -122,6 +128,7 @@ async def open_store(path: Path, now_ms: Callable[[], int] = _now_ms) -> AsyncIt
     except (OSError, sqlite3.Error) as error:
         raise Rejected("store", f"{path} cannot be opened: {error}") from error
     store = Store(db, now_ms)
+    store.max_waiting = max_waiting
     try:
         async with background(store.watch):
             yield store
