@@ -44,6 +44,7 @@ EXAMPLES: Mapping[str, str] = {
     "matrix_registration": "/etc/homeroom/registration.yaml",
     "matrix_room_version": "11",
     "invite": "@you:example.org,@me:example.org",
+    "keep_edits": "topic",
     "sync_interval_s": "30",
     "turn_silence_s": "300",
     "max_turns": "10",
@@ -110,6 +111,11 @@ class Config(BaseSettings):
     invite: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Matrix ids invited to every agent room, separated by commas."
     )
+    keep_edits: Literal["nothing", "name", "topic", "both"] = Field(
+        default="topic",
+        description="Which detail of a room stays as a person has set it when the agent's name or "
+        "description changes in Letta. What is not named here is written over then.",
+    )
     sync_interval_s: float = Field(
         default=30.0, ge=1.0, le=86400.0, description="Seconds between two reconciliations."
     )
@@ -170,7 +176,7 @@ class Config(BaseSettings):
             raise ValueError(_NO_SERVER_NAME)
         return value
 
-    @field_validator("log_level", "letta_backend", mode="before")
+    @field_validator("log_level", "letta_backend", "keep_edits", mode="before")
     @classmethod
     def _fold_case(cls, value: object, info: Any) -> object:
         if isinstance(value, str):

@@ -266,6 +266,8 @@ ActionKind = Literal[
     "create_room",
     "join_hub",
     "invite_person",
+    "set_room_name",
+    "set_topic",
 ]
 
 
@@ -278,7 +280,7 @@ class Action:
     agent_name: str
     reason: str
     value: str = ""
-    """What it sets: the name, the alias or the Matrix id."""
+    """What it sets: the name, the topic, the alias or the Matrix id."""
 
 
 @dataclass(frozen=True, slots=True)

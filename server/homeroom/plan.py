@@ -10,11 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from homeroom.model import Action, Agent, AgentId, GhostId, Mapping, RoomId, ghost_localpart
 
 NAME_LIMIT = 120
 """Characters of an agent's name that go into room names; Matrix allows 255 bytes."""
+DESCRIPTION_LIMIT = 300
+"""Characters of an agent's description that go into topics: what a client shows in two lines."""
+
+Keep = Literal["nothing", "name", "topic", "both"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,8 @@ class Policy:
     invite: tuple[str, ...] = ()
     ask_again: bool = False
     """Ask again what was refused for good: only when a person called for the sync."""
+    keep_edits: Keep = "topic"
+    """Which of the details that a person has changed in a room are not written over."""
 
 
 def room_name(agent: Agent) -> str:
@@ -32,7 +39,9 @@ def room_name(agent: Agent) -> str:
 
 
 def room_topic(agent: Agent) -> str:
-    return f"Chat with {_short(agent.name) or agent.id} (Letta Agent)"
+    topic = f"Chat with {_short(agent.name) or agent.id} (Letta Agent)"
+    description = _short(agent.description, DESCRIPTION_LIMIT)
+    return f"{topic}: {description}" if description else topic
 
 
 def display_name(agent: Agent) -> str:
@@ -83,7 +92,31 @@ def _plan_one(agent: Agent, mapping: Mapping, policy: Policy) -> list[Action]:
         if not mapping.room_id and person not in refused:
             continue  # invited by the call that creates the room
         do("invite_person", "belongs in every agent room", person)
+    if mapping.room_id:  # a new room is created with both
+        if mapping.room_name != room_name(agent):
+            why = "the agent was renamed" if mapping.room_name else "its name is not known"
+            do("set_room_name", why, room_name(agent))
+        if mapping.topic != room_topic(agent):
+            why = "name or description changed" if mapping.topic else "its topic is not known"
+            do("set_topic", why, room_topic(agent))
     return actions
+
+
+def may_write(
+    detail: Literal["name", "topic"], applied: str, current: str, *, ours: bool | None, keep: Keep
+) -> bool:
+    """Whether the name or topic of a room may be replaced by ours.
+
+    Args:
+        applied: What we wrote last; empty if that is not known.
+        current: What the room has.
+        ours: Whether one of our ghosts set that; None if the homeserver does not say.
+    """
+    if keep not in (detail, "both"):
+        return True
+    if ours is None:
+        ours = current == applied
+    return ours or (not current and not applied)
 
 
 def with_new_room(mapping: Mapping, agent: Agent, policy: Policy, room_id: RoomId) -> Mapping:
@@ -108,6 +141,10 @@ def apply_to_mapping(mapping: Mapping, action: Action, agent: Agent, policy: Pol
             return mapping
         case "join_hub":
             return replace(mapping, hub_joined=True)
+        case "set_room_name":
+            return replace(mapping, room_name=action.value)
+        case "set_topic":
+            return replace(mapping, topic=action.value)
         case "invite_person":
             return replace(
                 mapping,
@@ -116,6 +153,6 @@ def apply_to_mapping(mapping: Mapping, action: Action, agent: Agent, policy: Pol
             )
 
 
-def _short(name: str) -> str:
-    flat = " ".join(name.split())
-    return flat if len(flat) <= NAME_LIMIT else flat[: NAME_LIMIT - 1] + "…"
+def _short(text: str, limit: int = NAME_LIMIT) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"

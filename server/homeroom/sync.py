@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from typing import Literal
 
 import anyio
 
@@ -34,6 +35,7 @@ from homeroom.model import (
 from homeroom.plan import (
     Policy,
     apply_to_mapping,
+    may_write,
     new_mapping,
     plan,
     room_name,
@@ -111,6 +113,7 @@ class Reconciler:
                 server_name=self._config.matrix_server_name,
                 invite=self._config.invite,
                 ask_again=asked,
+                keep_edits=self._config.keep_edits,
             )
             planned = plan(agents.values(), mappings, policy)
             run = _Run(planned, agents, mappings, policy, on_action)
@@ -241,6 +244,10 @@ class Reconciler:
             case "invite_person":
                 assert mapping.room_id
                 await matrix.invite(mapping.ghost, mapping.room_id, action.value)
+            case "set_room_name":
+                await _write_detail(matrix, mapping, "name", action.value, policy)
+            case "set_topic":
+                await _write_detail(matrix, mapping, "topic", action.value, policy)
         mapping = apply_to_mapping(mapping, action, agent, policy)
         await self._store.save_mapping(mapping, decide, fence)
         return mapping
@@ -277,6 +284,31 @@ class Reconciler:
             mapping = replace(mapping, room_id=room_id, heard_from_ms=since_ms)
         await self._store.save_mapping(mapping, decide, fence)
         return mapping
+
+
+async def _write_detail(
+    matrix: Matrix, mapping: Mapping, detail: Literal["name", "topic"], value: str, policy: Policy
+) -> None:
+    """Gives the room that name or topic, unless it has it or keeps what a person set."""
+    assert mapping.room_id
+    applied, write = (
+        (mapping.room_name, matrix.set_name)
+        if detail == "name"
+        else (mapping.topic, matrix.set_topic)
+    )
+    current, ours = await _read_detail(matrix, mapping, detail)
+    if current != value and may_write(detail, applied, current, ours=ours, keep=policy.keep_edits):
+        await write(mapping.ghost, mapping.room_id, value)
+
+
+async def _read_detail(matrix: Matrix, mapping: Mapping, detail: str) -> tuple[str, bool | None]:
+    """The room's name or topic and whether it is of ours (None: not known)."""
+    assert mapping.room_id
+    found = await matrix.find_state(mapping.ghost, mapping.room_id, f"m.room.{detail}")
+    content, sender = found or ({}, "")
+    current = content.get(detail)
+    text = current if isinstance(current, str) else ""
+    return text, matrix.is_ghost(sender) if sender else None
 
 
 async def _ensure_in_room(matrix: Matrix, mapping: Mapping) -> None:

@@ -73,6 +73,11 @@ class AppServerHarness:
         async with AppServerLetta.connect(self.url, self.token) as letta:
             await letta.rename_agent(agent_id, name)
 
+    async def describe_agent(self, agent_id: AgentId, description: str) -> None:
+        async with AppServerLetta.connect(self.url, self.token) as letta:
+            body = {"description": description}
+            await letta._link.request("agent_update", key=description, agent_id=agent_id, body=body)
+
     async def delete_agent(self, agent_id: AgentId) -> None:
         async with AppServerLetta.connect(self.url, self.token) as letta:
             await letta.delete_agent(agent_id)

@@ -128,6 +128,7 @@ def make_home(
     directory.mkdir(parents=True, exist_ok=True)
     environ = {
         "PATH": os.environ["PATH"],
+        **{name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
         "HOME": str(directory),
         "HOMEROOM_LETTA_URL": letta.url,
         "HOMEROOM_LETTA_TOKEN": letta.config().letta_token.get_secret_value(),

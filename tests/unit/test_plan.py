@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from homeroom.model import Action, Agent, AgentId, Mapping, RoomId, ghost_localpart
-from homeroom.plan import Policy, apply_to_mapping, new_mapping, plan, with_new_room
+from homeroom.plan import (
+    Keep,
+    Policy,
+    apply_to_mapping,
+    may_write,
+    new_mapping,
+    plan,
+    room_topic,
+    with_new_room,
+)
 
 POLICY = Policy(server_name="hs.test", invite=("@a:hs.test", "@b:hs.test"))
 
@@ -72,7 +82,71 @@ def test_a_renamed_agent_keeps_its_ghost_and_room_and_gets_its_new_name() -> Non
     done = apply(plan([agent], {}, POLICY), [agent], {}, POLICY)
     renamed = replace(agent, name="New")
     actions = plan([renamed], done, POLICY)
-    assert [(a.kind, a.value) for a in actions] == [("set_display_name", "New")]
+    assert [(a.kind, a.value) for a in actions] == [
+        ("set_display_name", "New"),
+        ("set_room_name", "New - Letta Agent Chat"),
+        ("set_topic", "Chat with New (Letta Agent)"),
+    ]
+
+
+def test_a_changed_description_changes_the_topic_alone_and_is_shortened() -> None:
+    agent = Agent(AgentId("agent-1"), "Ada")
+    done = apply(plan([agent], {}, POLICY), [agent], {}, POLICY)
+    described = replace(agent, description="Keeps\n  notes")
+    assert [(a.kind, a.value) for a in plan([described], done, POLICY)] == [
+        ("set_topic", "Chat with Ada (Letta Agent): Keeps notes")
+    ]
+    topic = room_topic(replace(agent, description="long " * 1000))
+    assert len(topic) < 400 and topic.endswith("…")
+
+
+@given(agents_lists, st.data())
+def test_whatever_changes_in_letta_the_next_plan_brings_in_step_and_touches_nobody_else(
+    agents: list[Agent], data: st.DataObject
+) -> None:
+    done = apply(plan(agents, {}, POLICY), agents, {}, POLICY)
+    texts = st.text(max_size=20)
+    changed = [
+        replace(agent, name=data.draw(texts), description=data.draw(texts))
+        if data.draw(st.booleans())
+        else agent
+        for agent in agents
+    ]
+    actions = plan(changed, done, POLICY)
+    assert {a.kind for a in actions} <= {"set_display_name", "set_room_name", "set_topic"}
+    same = {new.id for old, new in zip(agents, changed, strict=True) if old == new}
+    assert not same & {a.agent_id for a in actions}
+    cut = data.draw(st.integers(0, len(actions)))
+    half = apply(actions[:cut], changed, done, POLICY)
+    healed = apply(plan(changed, half, POLICY), changed, half, POLICY)
+    assert plan(changed, healed, POLICY) == []
+
+
+def test_a_room_with_a_past_is_looked_at_before_it_is_left_alone() -> None:
+    agent = Agent(AgentId("agent-1"), "Ada")
+    adopted = replace(
+        new_mapping(agent, "hs.test"), room_id=RoomId("!old"), ghost_ready=True, hub_joined=True,
+        display_name="Ada", invited=frozenset(POLICY.invite),
+    )  # fmt: skip
+    kinds = [a.kind for a in plan([agent], {agent.id: adopted}, POLICY)]
+    assert kinds == ["set_room_name", "set_topic"]
+
+
+@given(
+    st.sampled_from(["name", "topic"]),
+    st.sampled_from(["nothing", "name", "topic", "both"]),
+    st.text(max_size=3),
+    st.text(max_size=3),
+    st.sampled_from([True, False, None]),
+)
+def test_what_a_person_set_is_kept_where_the_policy_says_so_and_nowhere_else(
+    detail: Literal["name", "topic"], keep: Keep, applied: str, current: str, ours: bool | None
+) -> None:
+    may = may_write(detail, applied, current, ours=ours, keep=keep)
+    if keep not in (detail, "both") or ours:
+        assert may
+    elif current and (ours is False or current != applied):
+        assert not may
 
 
 def test_a_person_who_joins_the_list_is_invited_and_nobody_else_is() -> None:

@@ -18,7 +18,7 @@ from homeroom.model import (
     RoomId,
     SyncBatch,
 )
-from homeroom.plan import Policy, apply_to_mapping, plan
+from homeroom.plan import Policy, apply_to_mapping, plan, room_name, room_topic
 from homeroom.store import Store, open_store
 
 ROOM, OTHER = RoomId("!r:hs.test"), RoomId("!other:hs.test")
@@ -26,7 +26,7 @@ HUB, GHOST = "@agent_hub:hs.test", GhostId("@agent_1:hs.test")
 ADA = Agent(AgentId("agent-1"), "Ada")
 HOME = Mapping(
     agent_id=ADA.id, ghost=GHOST, room_id=ROOM, ghost_ready=True, display_name="Ada",
-    hub_joined=True,
+    hub_joined=True, room_name=room_name(ADA), topic=room_topic(ADA),
 )  # fmt: skip
 POLICY = Policy("hs.test")
 
