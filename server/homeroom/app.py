@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -48,7 +48,7 @@ from homeroom.model import (
     ReplyView,
     SyncReport,
 )
-from homeroom.relay import Relay, chat_items, decide
+from homeroom.relay import Relay, chat_items, decide, presence_items
 from homeroom.service import Service
 from homeroom.store import Decide, Store, open_store
 from homeroom.sync import OnAction, Reconciler
@@ -86,7 +86,9 @@ class App:
             self.matrix = Service[Matrix](
                 partial(_open_checked_matrix, config, registration), "matrix"
             )
-        self._reconciler = Reconciler(config, store, self.letta.get, self._get_matrix)
+        self._reconciler = Reconciler(
+            config, store, self.letta.get, self._get_matrix, presence_items
+        )
         self._directory = Directory(self.letta.get, store, config)
         self._spoken: OrderedDict[ItemId, tuple[int, str]] = OrderedDict()
         self._edits = anyio.Lock()
@@ -111,8 +113,10 @@ class App:
         """A page of agents in the order of their names. The cursor survives a restart."""
         return await self._directory.page(query, limit, cursor)
 
-    async def sync(self, *, dry_run: bool = False) -> SyncReport:
+    async def sync(self, *, dry_run: bool = False, confirm_removals: bool = False) -> SyncReport:
         """One reconciliation, carried out by whichever process runs the bridge.
+
+        ``confirm_removals`` retires however many agents are gone from Letta: a person's word.
 
         Raises:
             Unsupported: Matrix is not configured.
@@ -121,8 +125,10 @@ class App:
         if self.matrix is None:
             await self._get_matrix()
         if dry_run:
-            return await self._reconciler.sync(decide=_never, fence=0, dry_run=True, asked=True)
-        request = await self._store.request_sync()
+            return await self._reconciler.sync(
+                decide=_never, fence=0, dry_run=True, asked=True, confirm_removals=confirm_removals
+            )
+        request = await self._store.request_sync(confirm_removals=confirm_removals)
         with anyio.move_on_after(SYNC_WAIT_S):
             while True:
                 changed = self._store.changed
@@ -131,22 +137,25 @@ class App:
                 await changed.wait()
         raise Unavailable("store", f"the bridge ({self._bridge_owner}) did not answer the sync")
 
-    async def sync_once(self, on_action: OnAction, *, dry_run: bool = False) -> SyncReport:
+    async def sync_once(
+        self, on_action: OnAction, *, dry_run: bool = False, confirm_removals: bool = False
+    ) -> SyncReport:
         """One reconciliation: by this process if nobody runs the bridge, else by whoever does."""
         await self._get_matrix()
         if dry_run:
-            return await self.sync(dry_run=True)
+            return await self.sync(dry_run=True, confirm_removals=confirm_removals)
         lease = await self._store.take_lease(
             self._owner, rank=0, ttl_ms=10 * LEASE_MS, is_gone=_is_gone
         )
         if not lease.fence:
             self._bridge_owner = lease.owner
-            return await self.sync()
+            return await self.sync(confirm_removals=confirm_removals)
         try:
             matrix = await self._get_matrix()
             return await self._reconciler.sync(
-                decide=self._decide(matrix), fence=lease.fence, asked=True, on_action=on_action
-            )
+                decide=self._decide(matrix), fence=lease.fence, asked=True,
+                confirm_removals=confirm_removals, on_action=on_action,
+            )  # fmt: skip
         finally:
             with anyio.CancelScope(shield=True):
                 await self._store.release_lease(lease.fence)
@@ -358,24 +367,29 @@ class App:
                 await changed.wait()
                 await anyio.sleep(0.1)  # one look for a burst of commits
 
-    async def _sync_and_record(self, requests: list[int], decide_here: Decide, fence: int) -> None:
+    async def _sync_and_record(
+        self, requests: Mapping[int, bool], decide_here: Decide, fence: int
+    ) -> None:
         try:
             report = await self._reconciler.sync(
-                decide=decide_here, fence=fence, asked=bool(requests)
-            )
+                decide=decide_here, fence=fence, asked=bool(requests),
+                confirm_removals=any(requests.values()),
+            )  # fmt: skip
             text = _report.dump_json(report).decode()
             self._last_sync = {
                 "at_s": round(time.time()),
                 "agents": report.agent_count,
                 "applied": len(report.applied),
                 "failures": [failure.reason for failure in report.failures][:20],
+                "left": len(report.left),
+                "held": next((action.held for action in report.left if action.held), ""),
                 "duration_s": report.duration_s,
             }
         except (Unavailable, Rejected, Misuse) as error:
             log.warning("sync_failed", extra={"reason": str(error)})
             text = _dump_error(error)
             self._last_sync = {"at_s": round(time.time()), "error": str(error)}
-        await self._store.finish_sync_requests(requests, text, fence)
+        await self._store.finish_sync_requests([*requests], text, fence)
 
     def _decide(self, matrix: Matrix) -> Decide:
         return partial(decide, is_ghost=matrix.is_ghost)

@@ -45,6 +45,7 @@ EXAMPLES: Mapping[str, str] = {
     "matrix_room_version": "11",
     "invite": "@you:example.org,@me:example.org",
     "keep_edits": "topic",
+    "retire_after_s": "7200",
     "sync_interval_s": "30",
     "turn_silence_s": "300",
     "max_turns": "10",
@@ -115,6 +116,13 @@ class Config(BaseSettings):
         default="topic",
         description="Which detail of a room stays as a person has set it when the agent's name or "
         "description changes in Letta. What is not named here is written over then.",
+    )
+    retire_after_s: float = Field(
+        default=7200.0,
+        ge=0.0,
+        le=2592000.0,
+        description="Seconds an agent must be gone from Letta before its room is marked as "
+        "retired: longer than it takes to move or restore a Letta.",
     )
     sync_interval_s: float = Field(
         default=30.0, ge=1.0, le=86400.0, description="Seconds between two reconciliations."

@@ -184,14 +184,17 @@ def serve(http: str | None, config_path: Path | None) -> int:
 
 @cli.command()
 @click.option("--dry-run", is_flag=True, help="Print the plan and touch nothing.")
+@click.option(
+    "--confirm-removals", is_flag=True, help="Retire however many agents are gone from Letta."
+)
 @_config_option
-def sync(dry_run: bool, config_path: Path | None) -> int:
+def sync(dry_run: bool, confirm_removals: bool, config_path: Path | None) -> int:
     """Bring Matrix in step with Letta once. Exit code 0: in step, 2: drift left."""
     config = _start(config_path)
-    return anyio.run(_sync, config, dry_run)
+    return anyio.run(_sync, config, dry_run, confirm_removals)
 
 
-async def _sync(config: Config, dry_run: bool) -> int:
+async def _sync(config: Config, dry_run: bool, confirm_removals: bool) -> int:
     from homeroom.app import open_app
 
     def on_action(action: Action, failure: Failure | None) -> None:
@@ -199,7 +202,7 @@ async def _sync(config: Config, dry_run: bool) -> int:
         click.echo(f"{mark:6} {action.kind} {action.agent_name} {action.value}", err=True)
 
     async with open_app(config, bridge=False) as app:
-        report = await app.sync_once(on_action, dry_run=dry_run)
+        report = await app.sync_once(on_action, dry_run=dry_run, confirm_removals=confirm_removals)
     _print_report(report)
     return EXIT_DRIFT if report.left else 0
 
@@ -215,6 +218,8 @@ def _print_report(report: SyncReport) -> None:
     for action in report.planned:
         if action in reasons:
             result = Text(f"failed: {reasons[action]}", "red")
+        elif action.held:
+            result = Text(f"held back: {action.held}", "yellow")
         else:
             result = Text("done", "green") if action in applied else Text("to do")
         row = (action.agent_name, action.kind, action.value, action.reason)

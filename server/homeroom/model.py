@@ -190,6 +190,12 @@ class Mapping:
     agent_name: str = ""
     problem: str = ""
     """Why the last action on it failed; empty after a success."""
+    missing_since_ms: int = 0
+    """When a complete list of Letta's first lacked the agent; 0 while it is there."""
+    missing_seen: int = 0
+    """How many complete lists lacked it; not counted beyond what a plan asks for."""
+    retired: bool = False
+    """Its room says that the agent is gone from Letta."""
 
 
 # --- The mailbox ---------------------------------------------------------------------------------
@@ -268,6 +274,8 @@ ActionKind = Literal[
     "invite_person",
     "set_room_name",
     "set_topic",
+    "retire_agent",
+    "restore_agent",
 ]
 
 
@@ -281,6 +289,8 @@ class Action:
     reason: str
     value: str = ""
     """What it sets: the name, the topic, the alias or the Matrix id."""
+    held: str = ""
+    """Why it waits for a person to confirm it; empty: it may be carried out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,12 @@
 
 Owns the order of steps and the names that rooms get. Laws (each held by a test): applying a plan
 leaves nothing to do; a crash after any prefix of it converges; the order of the input does not
-matter; what agrees is not touched.
+matter; what agrees is not touched; no more than a few are retired at once unless a person says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -18,6 +18,13 @@ NAME_LIMIT = 120
 """Characters of an agent's name that go into room names; Matrix allows 255 bytes."""
 DESCRIPTION_LIMIT = 300
 """Characters of an agent's description that go into topics: what a client shows in two lines."""
+
+MISSING_SEEN = 2
+"""So many complete lists must lack an agent before it counts as gone."""
+BRAKE_COUNT = 3
+BRAKE_SHARE = 0.25
+"""Retiring at least so many, and more than this share, at once is rather a Letta that was reset or
+mistaken for another one: a person confirms it."""
 
 Keep = Literal["nothing", "name", "topic", "both"]
 
@@ -32,6 +39,9 @@ class Policy:
     """Ask again what was refused for good: only when a person called for the sync."""
     keep_edits: Keep = "topic"
     """Which of the details that a person has changed in a room are not written over."""
+    retire_after_ms: int = 7_200_000
+    confirm_removals: bool = False
+    """A person has said that however many are gone may be retired."""
 
 
 def room_name(agent: Agent) -> str:
@@ -61,13 +71,71 @@ def new_mapping(agent: Agent, server_name: str) -> Mapping:
     return Mapping(agent_id=agent.id, ghost=ghost_of(agent.id, server_name), agent_name=agent.name)
 
 
-def plan(agents: Iterable[Agent], mappings: Dict[AgentId, Mapping], policy: Policy) -> list[Action]:
-    """The actions still to do, agent by agent (in the order of their ids), each in its order."""
+def observe_missing(
+    present: Collection[AgentId], mappings: Dict[AgentId, Mapping], now_ms: int
+) -> dict[AgentId, Mapping]:
+    """The rows that change because a complete list has just named the agents ``present``."""
+    changed: dict[AgentId, Mapping] = {}
+    for agent_id, mapping in mappings.items():
+        if agent_id in present:
+            if mapping.missing_seen and not mapping.retired:
+                changed[agent_id] = replace(mapping, missing_since_ms=0, missing_seen=0)
+        elif mapping.missing_seen < MISSING_SEEN:
+            changed[agent_id] = replace(
+                mapping,
+                missing_since_ms=mapping.missing_since_ms or now_ms,
+                missing_seen=mapping.missing_seen + 1,
+            )
+    return changed
+
+
+def plan(
+    agents: Iterable[Agent], mappings: Dict[AgentId, Mapping], policy: Policy, now_ms: int = 0
+) -> list[Action]:
+    """The actions still to do, agent by agent (in the order of their ids), each in its order.
+
+    ``agents`` are all that Letta has: one that is mapped and not among them is on its way out.
+    """
     actions: list[Action] = []
-    for agent in sorted(agents, key=lambda a: a.id):
-        mapping = mappings.get(agent.id) or new_mapping(agent, policy.server_name)
+    present = {agent.id: agent for agent in agents}
+    for agent_id, agent in sorted(present.items()):
+        mapping = mappings.get(agent_id) or new_mapping(agent, policy.server_name)
         actions += _plan_one(agent, mapping, policy)
-    return actions
+    return actions + _plan_retirements(present, mappings, policy, now_ms)
+
+
+def _plan_retirements(
+    present: Collection[AgentId], mappings: Dict[AgentId, Mapping], policy: Policy, now_ms: int
+) -> list[Action]:
+    living = [mapping for mapping in mappings.values() if not mapping.retired]
+    gone = [
+        mapping
+        for mapping in living
+        if mapping.agent_id not in present
+        and mapping.missing_seen >= MISSING_SEEN
+        and now_ms - mapping.missing_since_ms >= policy.retire_after_ms
+    ]
+    held = ""
+    too_many = len(gone) >= BRAKE_COUNT and len(gone) > BRAKE_SHARE * len(living)
+    if too_many and not policy.confirm_removals:
+        held = (
+            f"{len(gone)} of {len(living)} agents are gone from Letta at once, which looks like a"
+            " mistake. If it is none, say so: homeroom sync --confirm-removals, or"
+            " sync_agents(confirm_removals=true)"
+        )
+    return [
+        Action(
+            "retire_agent", mapping.agent_id, mapping.agent_name,
+            "the agent is gone from Letta", retired_name(mapping), held,
+        )
+        for mapping in sorted(gone, key=lambda m: m.agent_id)
+    ]  # fmt: skip
+
+
+def retired_name(mapping: Mapping) -> str:
+    """The name of the room of an agent that is gone."""
+    name = mapping.room_name or room_name(Agent(mapping.agent_id, mapping.agent_name))
+    return f"{name} (retired)"
 
 
 def _plan_one(agent: Agent, mapping: Mapping, policy: Policy) -> list[Action]:
@@ -92,8 +160,10 @@ def _plan_one(agent: Agent, mapping: Mapping, policy: Policy) -> list[Action]:
         if not mapping.room_id and person not in refused:
             continue  # invited by the call that creates the room
         do("invite_person", "belongs in every agent room", person)
+    if mapping.retired:
+        do("restore_agent", "the agent is in Letta again", room_name(agent))
     if mapping.room_id:  # a new room is created with both
-        if mapping.room_name != room_name(agent):
+        if mapping.room_name != room_name(agent) and not mapping.retired:
             why = "the agent was renamed" if mapping.room_name else "its name is not known"
             do("set_room_name", why, room_name(agent))
         if mapping.topic != room_topic(agent):
@@ -145,6 +215,12 @@ def apply_to_mapping(mapping: Mapping, action: Action, agent: Agent, policy: Pol
             return replace(mapping, room_name=action.value)
         case "set_topic":
             return replace(mapping, topic=action.value)
+        case "retire_agent":
+            return replace(mapping, room_name=action.value, retired=True)
+        case "restore_agent":
+            return replace(
+                mapping, room_name=action.value, retired=False, missing_since_ms=0, missing_seen=0
+            )
         case "invite_person":
             return replace(
                 mapping,

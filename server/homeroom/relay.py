@@ -13,13 +13,10 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from collections.abc import Mapping as Dict
 from contextlib import contextmanager, nullcontext, suppress
-from html import escape
 from typing import Any
 
 import anyio
 import anyio.abc
-import nh3
-from markdown_it import MarkdownIt
 
 from homeroom.errors import HomeroomError, NotFound, Unavailable, Uncertain
 from homeroom.letta import Letta
@@ -40,26 +37,13 @@ from homeroom.model import (
     RoomId,
     Turn,
 )
+from homeroom.posts import reply_content, split_text
 from homeroom.store import Store
 
 PRIVATE_SCOPE = "private"
 """The conversation of chats that no room sees."""
-CHUNK_CHARS = 12_000
-"""A longer answer becomes several events: one may have 65,536 bytes, and it holds the text twice.
-Source: https://spec.matrix.org/v1.16/client-server-api/#size-limits"""
 TYPING_MS = 30_000
 NOT_TEXT = frozenset({"m.image", "m.file", "m.audio", "m.video", "m.location"})
-
-_markdown = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable(
-    ["table", "strikethrough"]
-)
-_ALLOWED_TAGS = {
-    *("h1", "h2", "h3", "h4", "h5", "h6", "p", "br", "hr", "blockquote", "pre", "code"),
-    *("a", "b", "strong", "i", "em", "u", "s", "del", "ul", "ol", "li"),
-    *("table", "thead", "tbody", "tr", "th", "td"),
-}
-"""What Matrix clients are advised to show, less what no agent needs.
-Source: https://spec.matrix.org/v1.16/client-server-api/#mroommessage-msgtypes"""
 
 
 # --- decisions: pure ----------------------------------------------------------------------------
@@ -112,6 +96,9 @@ def decide(
     if kind not in ("m.text", "m.emote") or not text.strip():
         return Decision("empty: it has no text")
     thread = relation.get("event_id") if relation.get("rel_type") == "m.thread" else None
+    thread = thread if isinstance(thread, str) else None
+    if mapping.retired:
+        return _refuse_retired(event, mapping, thread)
     turn = NewItem(
         lane=lane_of_turns(mapping.agent_id, event.room_id),
         kind=ItemKind.TURN,
@@ -124,7 +111,7 @@ def decide(
             "name_sender": people_count > 1,
             "room_id": event.room_id,
             "event_id": event.id,
-            "thread": thread if isinstance(thread, str) else None,
+            "thread": thread,
         },
         dedupe_key=f"event:{event.id}",
     )
@@ -169,41 +156,21 @@ def chat_items(
     return [turn, *_text_items(mapping.ghost, room_id, label, f"mirror:{key}", notice=True)]
 
 
-def reply_content(text: str, *, notice: bool, reply_to: str | None, thread: str | None) -> Json:
-    """An m.room.message with a plain and a sanitised HTML body."""
-    content: dict[str, Any] = {"msgtype": "m.notice" if notice else "m.text", "body": text}
-    html = to_html(text)
-    if html != f"<p>{escape(text, quote=False)}</p>":
-        content["format"], content["formatted_body"] = "org.matrix.custom.html", html
-    relation: dict[str, Any] = {}
-    if reply_to:
-        relation["m.in_reply_to"] = {"event_id": reply_to}
-    if thread:
-        relation |= {"rel_type": "m.thread", "event_id": thread, "is_falling_back": False}
-    if relation:
-        content["m.relates_to"] = relation
-    return content
+def _refuse_retired(event: RoomEvent, mapping: Mapping, thread: str | None) -> Decision:
+    notice = _notice_item(
+        mapping.ghost, event.room_id, event.id, f"⚠️ Your message was not delivered. {_RETIRED}",
+        dedupe_key=f"retired:{event.id}", thread=thread,
+    )  # fmt: skip
+    return Decision("retired: the agent is gone from Letta", (notice,))
 
 
-def to_html(markdown: str) -> str:
-    """Markdown as the HTML that Matrix clients show: links to the web, no images, no script."""
-    return nh3.clean(
-        _markdown.render(markdown),
-        tags=_ALLOWED_TAGS,
-        attributes={"a": {"href"}, "ol": {"start"}, "code": {"class"}},
-        url_schemes={"http", "https", "mailto", "matrix"},
-    ).strip()
-
-
-def split_text(text: str, limit: int = CHUNK_CHARS) -> list[str]:
-    """Pieces of at most ``limit`` characters, cut at a paragraph, a line or a space if possible."""
-    pieces: list[str] = []
-    while len(text) > limit:
-        cut = max(text.rfind(mark, limit // 2, limit) for mark in ("\n\n", "\n", " "))
-        cut = cut if cut > 0 else limit
-        pieces.append(text[:cut].rstrip())
-        text = text[cut:].lstrip()
-    return [*pieces, text]
+def presence_items(mapping: Mapping) -> list[NewItem]:
+    """What the room is told when its agent has been retired, or has come back. Said once each."""
+    if mapping.room_id is None:
+        return []
+    text = f"⚠️ {_RETIRED} Nothing was deleted." if mapping.retired else _RETURNED
+    key = f"presence:{mapping.agent_id}:{mapping.missing_since_ms}:{mapping.retired}"
+    return _text_items(mapping.ghost, mapping.room_id, text, key, notice=True)
 
 
 def _text_items(
@@ -465,4 +432,9 @@ def _answers(item: Item, turn: Turn) -> list[NewItem]:
     return []
 
 
+_RETIRED = (
+    "I am retired: this agent is gone from Letta, so nobody reads what is written here. When the"
+    " agent is there again, so am I."
+)
+_RETURNED = "I am back: this agent is in Letta again."
 _SILENT = "(I read this and ended my turn without an answer: {reason}.)"

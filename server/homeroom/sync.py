@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Literal
@@ -28,6 +28,7 @@ from homeroom.model import (
     AgentId,
     Failure,
     Mapping,
+    NewItem,
     RoomSpec,
     SyncReport,
     ghost_localpart,
@@ -37,6 +38,7 @@ from homeroom.plan import (
     apply_to_mapping,
     may_write,
     new_mapping,
+    observe_missing,
     plan,
     room_name,
     room_topic,
@@ -53,6 +55,8 @@ LONGEST_PAUSE_S = 3600.0
 """A refusal is final until a person acts; this often we look whether one has."""
 
 OnAction = Callable[[Action, Failure | None], None]
+Presence = Callable[[Mapping], Sequence[NewItem]]
+"""What the room is told once the row says that its agent was retired, or that it is back. Pure."""
 
 
 @dataclass(slots=True)
@@ -83,9 +87,12 @@ class Reconciler:
         store: Store,
         letta: Callable[[], Awaitable[Letta]],
         matrix: Callable[[], Awaitable[Matrix]],
+        presence: Presence,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._config, self._store = config, store
         self._letta, self._matrix = letta, matrix
+        self._presence, self._now_ms = presence, now_ms
         self._one_run = anyio.Lock()
         self._trouble: dict[AgentId, _Trouble] = {}
 
@@ -96,9 +103,11 @@ class Reconciler:
         fence: int,
         dry_run: bool = False,
         asked: bool = False,
+        confirm_removals: bool = False,
         on_action: OnAction = lambda action, failure: None,
     ) -> SyncReport:
         """One reconciliation. ``asked``: a person wants it, so what was refused is asked again.
+        ``confirm_removals``: a person says that all who are gone from Letta may be retired.
 
         Raises:
             Unavailable, Rejected: Letta could not list its agents, or the homeserver the hub's
@@ -109,15 +118,14 @@ class Reconciler:
             started = time.monotonic()
             agents = {agent.id: agent for agent in await (await self._letta()).list_agents()}
             mappings = await self._observe(await self._store.list_mappings())
-            policy = Policy(
-                server_name=self._config.matrix_server_name,
-                invite=self._config.invite,
-                ask_again=asked,
-                keep_edits=self._config.keep_edits,
-            )
-            planned = plan(agents.values(), mappings, policy)
+            now_ms = self._now_ms()
+            missing = observe_missing(agents.keys(), mappings, now_ms)
+            mappings |= missing
+            policy = self._policy(asked, confirm_removals)
+            planned = plan(agents.values(), mappings, policy, now_ms)
             run = _Run(planned, agents, mappings, policy, on_action)
             if not dry_run:
+                await self._store.save_missing(missing.values(), fence)
                 await self._apply_all(run, decide, fence, asked)
             report = SyncReport(
                 agent_count=len(agents),
@@ -134,6 +142,17 @@ class Reconciler:
                        "duration_s": report.duration_s},
             )  # fmt: skip
             return report
+
+    def _policy(self, asked: bool, confirm_removals: bool) -> Policy:
+        config = self._config
+        return Policy(
+            server_name=config.matrix_server_name,
+            invite=config.invite,
+            ask_again=asked,
+            keep_edits=config.keep_edits,
+            retire_after_ms=int(config.retire_after_s * 1000),
+            confirm_removals=confirm_removals,
+        )
 
     async def _observe(self, mappings: dict[AgentId, Mapping]) -> dict[AgentId, Mapping]:
         """The mappings, corrected by where the hub really is.
@@ -158,7 +177,8 @@ class Reconciler:
                 await self._apply_agent(run, agent_id, actions, decide, fence)
 
         async with anyio.create_task_group() as group:
-            for agent_id, actions in groupby(run.planned, key=lambda action: action.agent_id):
+            free = [action for action in run.planned if not action.held]
+            for agent_id, actions in groupby(free, key=lambda action: action.agent_id):
                 mine = list(actions)
                 trouble = self._trouble.get(agent_id)
                 old = run.mappings.get(agent_id)
@@ -174,8 +194,9 @@ class Reconciler:
     ) -> None:
         """Applies an agent's actions in order; the first failure ends them (a refused invitation
         does not: the others still count)."""
-        agent = run.agents[agent_id]
-        mapping = run.mappings.get(agent_id) or new_mapping(agent, run.policy.server_name)
+        known = run.mappings.get(agent_id)
+        agent = run.agents.get(agent_id) or Agent(agent_id, known.agent_name if known else "")
+        mapping = known or new_mapping(agent, run.policy.server_name)
         queue = deque(actions)
         while queue:
             action, failure = queue.popleft(), None
@@ -222,6 +243,9 @@ class Reconciler:
         pause = LONGEST_PAUSE_S if failure.final else pause_s(trouble.failures)
         trouble.next_try_at_s = time.monotonic() + pause
         trouble.problem = failure.reason
+        if stored := await self._store.find_mapping(mapping.agent_id):
+            # A write that failed may have been carried out: what the row has forgotten stays so.
+            mapping = replace(mapping, room_name=stored.room_name, topic=stored.topic)
         await self._store.save_mapping(replace(mapping, problem=failure.reason), decide, fence)
 
     async def _apply(
@@ -244,13 +268,42 @@ class Reconciler:
             case "invite_person":
                 assert mapping.room_id
                 await matrix.invite(mapping.ghost, mapping.room_id, action.value)
-            case "set_room_name":
-                await _write_detail(matrix, mapping, "name", action.value, policy)
+            case "set_room_name" | "retire_agent" | "restore_agent":
+                await self._write_detail(matrix, mapping, action, "name", policy, decide, fence)
             case "set_topic":
-                await _write_detail(matrix, mapping, "topic", action.value, policy)
+                await self._write_detail(matrix, mapping, action, "topic", policy, decide, fence)
+        since_ms = mapping.missing_since_ms
         mapping = apply_to_mapping(mapping, action, agent, policy)
-        await self._store.save_mapping(mapping, decide, fence)
+        tells = action.kind in ("retire_agent", "restore_agent")
+        then = self._presence(replace(mapping, missing_since_ms=since_ms)) if tells else ()
+        await self._store.save_mapping(mapping, decide, fence, then)
         return mapping
+
+    async def _write_detail(
+        self, matrix: Matrix, mapping: Mapping, action: Action, detail: Literal["name", "topic"],
+        policy: Policy, decide: Decide, fence: int,
+    ) -> None:  # fmt: skip
+        """Gives the room the name or topic of ``action``, unless it has it or keeps a person's.
+
+        What was applied before is forgotten first: if we die before the new value is recorded, the
+        next plan looks again, whatever Letta says by then.
+        """
+        if mapping.room_id is None:
+            return  # retired before its room was made
+        is_name = detail == "name"
+        applied = mapping.room_name if is_name else mapping.topic
+        found = await matrix.find_state(mapping.ghost, mapping.room_id, f"m.room.{detail}")
+        content, sender = found or ({}, "")
+        current = content.get(detail)
+        current = current if isinstance(current, str) else ""
+        ours = matrix.is_ghost(sender) if sender else None
+        keep = policy.keep_edits
+        if current == action.value or not may_write(detail, applied, current, ours=ours, keep=keep):
+            return
+        unsure = replace(mapping, room_name="") if is_name else replace(mapping, topic="")
+        await self._store.save_mapping(unsure, decide, fence)
+        write = matrix.set_name if is_name else matrix.set_topic
+        await write(mapping.ghost, mapping.room_id, action.value)
 
     async def _ensure_room(
         self, matrix: Matrix, agent: Agent, mapping: Mapping, policy: Policy,
@@ -284,31 +337,6 @@ class Reconciler:
             mapping = replace(mapping, room_id=room_id, heard_from_ms=since_ms)
         await self._store.save_mapping(mapping, decide, fence)
         return mapping
-
-
-async def _write_detail(
-    matrix: Matrix, mapping: Mapping, detail: Literal["name", "topic"], value: str, policy: Policy
-) -> None:
-    """Gives the room that name or topic, unless it has it or keeps what a person set."""
-    assert mapping.room_id
-    applied, write = (
-        (mapping.room_name, matrix.set_name)
-        if detail == "name"
-        else (mapping.topic, matrix.set_topic)
-    )
-    current, ours = await _read_detail(matrix, mapping, detail)
-    if current != value and may_write(detail, applied, current, ours=ours, keep=policy.keep_edits):
-        await write(mapping.ghost, mapping.room_id, value)
-
-
-async def _read_detail(matrix: Matrix, mapping: Mapping, detail: str) -> tuple[str, bool | None]:
-    """The room's name or topic and whether it is of ours (None: not known)."""
-    assert mapping.room_id
-    found = await matrix.find_state(mapping.ghost, mapping.room_id, f"m.room.{detail}")
-    content, sender = found or ({}, "")
-    current = content.get(detail)
-    text = current if isinstance(current, str) else ""
-    return text, matrix.is_ghost(sender) if sender else None
 
 
 async def _ensure_in_room(matrix: Matrix, mapping: Mapping) -> None:

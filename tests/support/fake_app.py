@@ -60,6 +60,8 @@ class FakeApp:
         """Set once a message was taken."""
         self.problem = ""
         self.report = SyncReport(0, (), (), (), 0.0)
+        self.confirmed = False
+        """Whether the last sync was told that removals are meant."""
         self.add("Ada", "echo", "Answers at once", Block("persona", "I am Ada.", limit=100))
         self.add("Slow Sam", "slow", "Takes its time")
 
@@ -87,7 +89,8 @@ class FakeApp:
         more = str(start + limit) if start + limit < len(found) else ""
         return AgentPage(tuple(self._view(agent) for agent in page), len(found), more)
 
-    async def sync(self, *, dry_run: bool) -> SyncReport:
+    async def sync(self, *, dry_run: bool, confirm_removals: bool) -> SyncReport:
+        self.confirmed = confirm_removals
         return replace(self.report, dry_run=dry_run)
 
     async def chat(self, agent: str, message: str, *, client: str, mirror: bool) -> str:

@@ -86,7 +86,7 @@ async def test_a_failure_reason_is_data_as_well(app: FakeApp) -> None:
 
 
 async def test_an_error_is_one_clean_line_of_bounded_length(app: FakeApp) -> None:
-    async def refuse(dry_run: bool) -> None:
+    async def refuse(**arguments: bool) -> None:
         raise Rejected("letta", HOSTILE * 100, "E1")
 
     app.sync = refuse  # type: ignore[assignment,method-assign]

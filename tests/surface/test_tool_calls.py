@@ -11,7 +11,7 @@ import pytest
 from mcp.client import Client
 from mcp_types import CallToolResult, Implementation
 
-from homeroom.model import Block
+from homeroom.model import Action, AgentId, Block, SyncReport
 from homeroom_tools import chat as chat_module
 from homeroom_tools.serve import build_server
 from homeroom_tools.toolkit import MAX_RESULT_CHARS
@@ -96,6 +96,20 @@ async def test_sync_agents_tells_what_was_done_what_failed_and_what_is_left(
         ("register_ghost", "applied"),
     ]
     assert data["actions"][0]["needs_person"] is True
+    assert not app.confirmed, "removals are never confirmed by default"
+
+
+async def test_sync_agents_says_what_is_held_back_and_passes_a_persons_word_on(
+    app: FakeApp, era: str
+) -> None:
+    gone = Action("retire_agent", AgentId("agent-1"), "Ada", "it is gone", held="3 of 3 are gone")
+    app.report = SyncReport(0, (gone,), (), (), 0.1)
+    async with connect(app, era) as client:
+        data = data_of(await client.call_tool("sync_agents", {"confirm_removals": True}))
+    assert app.confirmed
+    (action,) = data["actions"]
+    assert (action["outcome"], action["reason"]) == ("left", "3 of 3 are gone")
+    assert action["needs_person"] is True and data["in_step"] is False
 
 
 async def test_chat_gives_the_answer_and_says_who_asks(app: FakeApp, era: str) -> None:

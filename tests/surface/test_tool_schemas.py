@@ -32,7 +32,7 @@ CONTRACT = {
         "expected_revision": "",
         "force": False,
     },
-    "sync_agents": {"dry_run": False},
+    "sync_agents": {"dry_run": False, "confirm_removals": False},
 }
 MAX_LIST_BYTES = 16 * 1024
 

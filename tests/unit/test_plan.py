@@ -15,6 +15,7 @@ from homeroom.plan import (
     apply_to_mapping,
     may_write,
     new_mapping,
+    observe_missing,
     plan,
     room_topic,
     with_new_room,
@@ -36,7 +37,9 @@ def apply(
     by_id = {agent.id: agent for agent in agents}
     result = dict(mappings)
     for action in actions:
-        agent = by_id[action.agent_id]
+        if action.held:
+            continue
+        agent = by_id.get(action.agent_id) or Agent(action.agent_id, action.agent_name)
         old = result.get(agent.id) or new_mapping(agent, policy.server_name)
         if action.kind == "create_room":
             result[agent.id] = with_new_room(old, agent, policy, RoomId(f"!{agent.id}"))
@@ -167,6 +170,95 @@ def test_a_refused_invitation_is_asked_again_only_when_a_person_asks() -> None:
     assert plan([agent], {agent.id: row}, POLICY) == []
     asked = plan([agent], {agent.id: row}, replace(POLICY, ask_again=True))
     assert [a.value for a in asked] == ["@b:hs.test"]
+
+
+HOUR_MS = 3_600_000
+
+
+def seen_missing(
+    agents: list[Agent], mappings: dict[AgentId, Mapping], *times_ms: int
+) -> dict[AgentId, Mapping]:
+    """The rows after complete lists of ``agents`` at these times."""
+    for now_ms in times_ms:
+        mappings = mappings | observe_missing({a.id for a in agents}, mappings, now_ms)
+    return mappings
+
+
+def settled(count: int, policy: Policy = POLICY) -> tuple[list[Agent], dict[AgentId, Mapping]]:
+    agents = [Agent(AgentId(f"agent-{n:02}"), f"Agent {n}") for n in range(count)]
+    return agents, apply(plan(agents, {}, policy), agents, {}, policy)
+
+
+@given(agents_lists, st.data())
+def test_retiring_and_coming_back_converge_after_a_crash_anywhere(
+    agents: list[Agent], data: st.DataObject
+) -> None:
+    sure = replace(POLICY, confirm_removals=True)
+    done = apply(plan(agents, {}, sure), agents, {}, sure)
+    staying = [agent for agent in agents if data.draw(st.booleans())]
+    gone = {agent.id for agent in agents} - {agent.id for agent in staying}
+    rows, now = seen_missing(staying, done, 1, 2), 3 * HOUR_MS
+    actions = plan(staying, rows, sure, now)
+    assert {(a.kind, a.agent_id) for a in actions} == {("retire_agent", name) for name in gone}
+    cut = data.draw(st.integers(0, len(actions)))
+    half = apply(actions[:cut], staying, rows, sure)
+    retired = apply(plan(staying, half, sure, now), staying, half, sure)
+    assert retired == apply(actions, staying, rows, sure)
+    assert plan(staying, retired, sure, now) == [], "and nobody is retired twice"
+
+    back = seen_missing(agents, retired, now + 1)
+    actions = plan(agents, back, sure, now + 1)
+    assert {(a.kind, a.agent_id) for a in actions} == {("restore_agent", name) for name in gone}
+    assert apply(actions, agents, back, sure) == done, "as if it had never been away"
+
+
+@given(
+    st.lists(st.booleans(), max_size=4), st.integers(0, 3 * HOUR_MS), st.integers(0, 3 * HOUR_MS)
+)
+def test_nobody_is_retired_who_was_not_missing_twice_and_for_the_whole_grace_period(
+    lists: list[bool], gap_ms: int, wait_ms: int
+) -> None:
+    agents, rows = settled(1)
+    now = missing_from = 0
+    misses = 0
+    for there in lists:
+        now += gap_ms + 1
+        rows = seen_missing(agents if there else [], rows, now)
+        misses = 0 if there else misses + 1
+        missing_from = now if misses == 1 else missing_from
+    now += wait_ms
+    present = agents if lists and lists[-1] else []
+    actions = plan(present, rows, POLICY, now)
+    due = misses >= 2 and now - missing_from >= POLICY.retire_after_ms
+    assert [a.kind for a in actions] == (["retire_agent"] if due else [])
+
+
+@given(st.integers(0, 30), st.data())
+def test_more_than_a_quarter_and_at_least_three_are_never_retired_without_a_word(
+    count: int, data: st.DataObject
+) -> None:
+    agents, done = settled(count)
+    left = data.draw(st.integers(0, count))
+    rows, now = seen_missing(agents[:left], done, 1, 2), 3 * HOUR_MS
+    actions = plan(agents[:left], rows, POLICY, now)
+    assert len(actions) == count - left, "held back or not, the drift is shown"
+    braked = count - left >= 3 and (count - left) / count > 0.25
+    assert all(bool(action.held) == braked for action in actions)
+    assert not braked or "--confirm-removals" in actions[0].held
+    sure = plan(agents[:left], rows, replace(POLICY, confirm_removals=True), now)
+    assert [a.agent_id for a in sure] == [a.agent_id for a in actions]
+    assert not any(action.held for action in sure)
+
+
+def test_a_retired_room_is_marked_and_keeps_everything_else() -> None:
+    agents, done = settled(2)
+    rows = seen_missing(agents[:1], done, 1, 2)
+    actions = plan(agents[:1], rows, POLICY, 3 * HOUR_MS)
+    assert [a.value for a in actions] == ["Agent 1 - Letta Agent Chat (retired)"]
+    row = apply(actions, agents, rows, POLICY)[agents[1].id]
+    home = done[agents[1].id]
+    assert (row.room_id, row.ghost, row.invited) == (home.room_id, home.ghost, home.invited)
+    assert row.retired and row.hub_joined
 
 
 @given(st.lists(agent_ids, unique=True, max_size=30))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlite_utils import Database
 
 from homeroom.model import (
     Agent,
@@ -20,6 +22,7 @@ from homeroom.model import (
 )
 from homeroom.plan import Policy, apply_to_mapping, plan, room_name, room_topic
 from homeroom.store import Store, open_store
+from homeroom.store.schema import migrations
 
 ROOM, OTHER = RoomId("!r:hs.test"), RoomId("!other:hs.test")
 HUB, GHOST = "@agent_hub:hs.test", GhostId("@agent_1:hs.test")
@@ -95,3 +98,16 @@ async def test_an_invitation_gives_a_sync_that_has_given_up_a_reason_to_try(
     async with open_store(tmp_path / "2.db") as store:
         row = await record(store, member(HUB, "invite"), failing)
         assert not row.hub_joined and "Invited" in row.problem
+
+
+async def test_a_store_of_the_first_version_opens_and_keeps_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    connection = sqlite3.connect(path)
+    migrations.apply(Database(connection), stop_before="m002_retired_agents")
+    values = ("agent-1", "Ada", GHOST, ROOM, 1, "Ada", "Ada's", "topic", 1, "[]", "[]", 7, "")
+    connection.execute(f"INSERT INTO mapping VALUES ({','.join('?' * len(values))})", values)
+    connection.commit()
+    connection.close()
+    async with open_store(path) as store:
+        row = await store.find_mapping(ADA.id)
+        assert row and (row.room_id, row.heard_from_ms, row.retired) == (ROOM, 7, False)

@@ -164,7 +164,7 @@ def sync_result(report: SyncReport) -> SyncResult:
     left = report.left
     actions = [
         *(_action(a, "failed", reasons[a].reason, reasons[a].final) for a in reasons),
-        *(_action(a, "left", a.reason) for a in left if a not in reasons),
+        *(_action(a, "left", a.held or a.reason, bool(a.held)) for a in left if a not in reasons),
         *(_action(a, "applied", a.reason) for a in report.applied),
     ]
     return SyncResult(
