@@ -20,7 +20,6 @@ from functools import partial
 from typing import Any
 
 import anyio
-from pydantic import TypeAdapter
 
 from homeroom.background import background
 from homeroom.config import Config, Registration, load_registration
@@ -47,8 +46,10 @@ from homeroom.model import (
     ItemState,
     ReplyView,
     SyncReport,
+    SyncStatus,
 )
 from homeroom.relay import Relay, chat_items, decide, presence_items
+from homeroom.reports import dump_error, dump_report, health_of, read_report, read_status
 from homeroom.service import Service
 from homeroom.store import Decide, Store, open_store
 from homeroom.sync import OnAction, Reconciler
@@ -69,8 +70,6 @@ HEALTH_FRESH_S = 10.0
 HEALTH_LIMIT_S = 5.0
 SYNC_WAIT_S = 600.0
 """How long a tool waits for the reconciliation it asked for."""
-
-_report = TypeAdapter(SyncReport)
 
 
 class App:
@@ -96,7 +95,6 @@ class App:
         self._bridge_owner = ""
         self._intake = IntakeState()
         self._started_s = time.time()
-        self._last_sync: dict[str, Any] = {}
         self._letta_asked_at_s, self._letta_said = float("-inf"), ""
 
     async def _get_matrix(self) -> Matrix:
@@ -133,7 +131,7 @@ class App:
             while True:
                 changed = self._store.changed
                 if found := await self._store.find_sync_report(request):
-                    return _read_report(found)
+                    return read_report(found)
                 await changed.wait()
         raise Unavailable("store", f"the bridge ({self._bridge_owner}) did not answer the sync")
 
@@ -152,13 +150,19 @@ class App:
             return await self.sync(confirm_removals=confirm_removals)
         try:
             matrix = await self._get_matrix()
-            return await self._reconciler.sync(
+            report = await self._reconciler.sync(
                 decide=self._decide(matrix), fence=lease.fence, asked=True,
                 confirm_removals=confirm_removals, on_action=on_action,
             )  # fmt: skip
+            await self._store.finish_sync_requests([], dump_report(report), lease.fence)
+            return report
         finally:
             with anyio.CancelScope(shield=True):
                 await self._store.release_lease(lease.fence)
+
+    async def sync_status(self) -> SyncStatus:
+        """How the last reconciliation ended, whichever process ran it. Asks nobody."""
+        return read_status(*await self._store.find_last_syncs())
 
     # --- chat ------------------------------------------------------------------------------------
 
@@ -263,7 +267,7 @@ class App:
                 "owner": holder.owner if holder else "",
             },
             "items": await self._store.count_items(),
-            "last_sync": self._last_sync,
+            "last_sync": health_of(await self.sync_status()),
             "uptime_s": round(time.time() - self._started_s),
         }
 
@@ -375,20 +379,10 @@ class App:
                 decide=decide_here, fence=fence, asked=bool(requests),
                 confirm_removals=any(requests.values()),
             )  # fmt: skip
-            text = _report.dump_json(report).decode()
-            self._last_sync = {
-                "at_s": round(time.time()),
-                "agents": report.agent_count,
-                "applied": len(report.applied),
-                "failures": [failure.reason for failure in report.failures][:20],
-                "left": len(report.left),
-                "held": next((action.held for action in report.left if action.held), ""),
-                "duration_s": report.duration_s,
-            }
+            text = dump_report(report)
         except (Unavailable, Rejected, Misuse) as error:
             log.warning("sync_failed", extra={"reason": str(error)})
-            text = _dump_error(error)
-            self._last_sync = {"at_s": round(time.time()), "error": str(error)}
+            text = dump_error(error)
         await self._store.finish_sync_requests([*requests], text, fence)
 
     def _decide(self, matrix: Matrix) -> Decide:
@@ -445,22 +439,3 @@ def _is_gone(owner: str) -> bool:
 
 def _never(*_: object) -> Any:
     raise AssertionError("a dry run decides nothing")
-
-
-def _dump_error(error: HomeroomError) -> str:
-    import json
-
-    if isinstance(error, Unavailable):
-        return json.dumps({"unavailable": error.service, "reason": error.reason})
-    return json.dumps({"refused": str(error)})
-
-
-def _read_report(text: str) -> SyncReport:
-    import json
-
-    data = json.loads(text)
-    if "unavailable" in data:
-        raise Unavailable(data["unavailable"], data["reason"])
-    if "refused" in data:
-        raise Misuse(data["refused"])
-    return _report.validate_python(data)

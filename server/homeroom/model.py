@@ -300,7 +300,9 @@ class Failure:
     action: Action
     reason: str
     final: bool
-    """A person must act (a refusal); otherwise the next sync tries again."""
+    """A person must act (a refusal); otherwise a later sync tries again."""
+    next_try_ms: int = 0
+    """When it is tried again by itself; 0: when a person asks for a sync."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +321,24 @@ class SyncReport:
         """Actions planned and not applied: the drift that remains."""
         done = set(self.applied)
         return tuple(action for action in self.planned if action not in done)
+
+
+@dataclass(frozen=True, slots=True)
+class SyncStatus:
+    """How the last reconciliation of whichever process runs the bridge ended."""
+
+    finished_ms: int = 0
+    """0: there was none yet."""
+    error: str = ""
+    """Why it could not begin; ``report`` is then of an earlier run, if there is one."""
+    report: SyncReport | None = None
+    report_ms: int = 0
+    """When the run of ``report`` ended."""
+
+    @property
+    def in_step(self) -> bool:
+        """Whether Matrix agreed with Letta when it was last looked at, and that was just now."""
+        return not self.error and self.report is not None and not self.report.left
 
 
 # --- What the facade hands to the tools ----------------------------------------------------------

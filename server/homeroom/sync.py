@@ -63,6 +63,7 @@ Presence = Callable[[Mapping], Sequence[NewItem]]
 class _Trouble:
     failures: int = 0
     next_try_at_s: float = 0.0
+    final: bool = False
     problem: str = ""
     """What was recorded with it. Once the row says something else, waiting has no more sense."""
 
@@ -185,7 +186,10 @@ class Reconciler:
                 as_left = trouble is not None and old is not None and old.problem == trouble.problem
                 if trouble and as_left and not asked and time.monotonic() < trouble.next_try_at_s:
                     reason = f"put off after {trouble.failures} failures: {trouble.problem}"
-                    run.failures.append(Failure(mine[0], reason, final=False))
+                    next_ms = self._now_ms() + round(
+                        (trouble.next_try_at_s - time.monotonic()) * 1000
+                    )
+                    run.failures.append(Failure(mine[0], reason, trouble.final, next_ms))
                     continue
                 group.start_soon(one, agent_id, mine)
 
@@ -219,17 +223,18 @@ class Reconciler:
                     queue.extend(new)
                     run.planned.extend(new)
                 continue
-            run.failures.append(failure)
             log.warning(
                 "action_failed",
                 extra={"agent": agent_id, "action": action.kind, "reason": failure.reason},
             )
             if action.kind == "invite_person" and failure.final:
+                run.failures.append(failure)
                 refused = (*mapping.refused, (action.value, failure.reason))
                 mapping = replace(mapping, refused=tuple(dict(refused).items()))
                 await self._store.save_mapping(mapping, decide, fence)
                 continue
-            await self._note_trouble(mapping, failure, decide, fence)
+            next_ms = await self._note_trouble(mapping, failure, decide, fence)
+            run.failures.append(replace(failure, next_try_ms=next_ms))
             return
         self._trouble.pop(agent_id, None)
         if mapping.problem:
@@ -237,16 +242,18 @@ class Reconciler:
 
     async def _note_trouble(
         self, mapping: Mapping, failure: Failure, decide: Decide, fence: int
-    ) -> None:
+    ) -> int:
+        """Puts the agent off. Returns when (ms) it is tried again."""
         trouble = self._trouble.setdefault(mapping.agent_id, _Trouble())
         trouble.failures += 1
         pause = LONGEST_PAUSE_S if failure.final else pause_s(trouble.failures)
         trouble.next_try_at_s = time.monotonic() + pause
-        trouble.problem = failure.reason
+        trouble.problem, trouble.final = failure.reason, failure.final
         if stored := await self._store.find_mapping(mapping.agent_id):
             # A write that failed may have been carried out: what the row has forgotten stays so.
             mapping = replace(mapping, room_name=stored.room_name, topic=stored.topic)
         await self._store.save_mapping(replace(mapping, problem=failure.reason), decide, fence)
+        return self._now_ms() + round(pause * 1000)
 
     async def _apply(
         self, action: Action, agent: Agent, mapping: Mapping, policy: Policy,

@@ -12,12 +12,17 @@ from support.home import Home
 
 async def test_sync_shows_its_plan_does_it_and_then_finds_nothing_to_do(home: Home) -> None:
     await home.letta.create_agent("Ada")
+    never = home.run("sync", "--status")
+    assert never.returncode == 2 and "none yet" in never.stdout
     plan = home.run("sync", "--dry-run")
     assert plan.returncode == 2, plan.stderr
     assert "create_room" in plan.stdout and "to do" in plan.stdout
     done = home.run("sync")
     assert done.returncode == 0, done.stderr
     assert "done" in done.stdout
+    status = home.run("sync", "--status")
+    assert status.returncode == 0, status.stdout + status.stderr
+    assert "in step" in status.stdout and "did       4 actions" in status.stdout
     again = home.run("sync")
     assert again.returncode == 0 and "0 actions planned" in again.stdout
 

@@ -101,6 +101,8 @@ async def test_a_letta_that_lost_all_its_agents_retires_nobody_until_a_person_co
             assert (
                 await alice.room_name(rooms["Ada - Letta Agent Chat"]) == "Ada - Letta Agent Chat"
             )
+            status = home.run("sync", "--status")
+            assert status.returncode == 2 and "held back: 3 of 3" in status.stdout
             sure = home.run("sync", "--confirm-removals")
             assert sure.returncode == 0, sure.stdout + sure.stderr
             for name, room in rooms.items():

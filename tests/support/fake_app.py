@@ -23,6 +23,7 @@ from homeroom.model import (
     Failure,
     ReplyView,
     SyncReport,
+    SyncStatus,
 )
 
 Behaviour = Literal["echo", "slow", "fail", "crash", "down"]
@@ -60,6 +61,7 @@ class FakeApp:
         """Set once a message was taken."""
         self.problem = ""
         self.report = SyncReport(0, (), (), (), 0.0)
+        self.status = SyncStatus()
         self.confirmed = False
         """Whether the last sync was told that removals are meant."""
         self.add("Ada", "echo", "Answers at once", Block("persona", "I am Ada.", limit=100))
@@ -92,6 +94,9 @@ class FakeApp:
     async def sync(self, *, dry_run: bool, confirm_removals: bool) -> SyncReport:
         self.confirmed = confirm_removals
         return replace(self.report, dry_run=dry_run)
+
+    async def sync_status(self) -> SyncStatus:
+        return self.status
 
     async def chat(self, agent: str, message: str, *, client: str, mirror: bool) -> str:
         found = self._find(agent)

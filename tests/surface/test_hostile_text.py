@@ -11,7 +11,7 @@ from mcp.client import Client
 from mcp_types import Implementation
 
 from homeroom.errors import Rejected
-from homeroom.model import Block
+from homeroom.model import Block, SyncStatus
 from homeroom_tools.serve import build_server
 from homeroom_tools.text import ERROR_CHARS, NAME_CHARS, clean, clean_line, encodable
 from homeroom_tools.views import UNTRUSTED
@@ -30,6 +30,7 @@ def app() -> FakeApp:
     app.add("Failing", "fail")
     app.problem = HOSTILE
     app.report = sample_report(agent_name=HOSTILE, reason=HOSTILE)
+    app.status = SyncStatus(1000, HOSTILE, app.report, 1000)
     return app
 
 
@@ -54,6 +55,7 @@ async def test_hostile_text_stands_only_in_fields_described_as_untrusted(app: Fa
     calls = [
         ("list_agents", {}),
         ("sync_agents", {}),
+        ("get_sync_status", {}),
         ("chat_with_agent", {"agent": hostile_id, "message": HOSTILE}),
         ("get_reply", {"reply_id": "reply-1"}),
         ("get_agent_memory", {"agent": hostile_id}),

@@ -33,6 +33,7 @@ CONTRACT = {
         "force": False,
     },
     "sync_agents": {"dry_run": False, "confirm_removals": False},
+    "get_sync_status": {},
 }
 MAX_LIST_BYTES = 16 * 1024
 

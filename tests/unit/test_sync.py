@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from homeroom.config import Config
-from homeroom.errors import Unavailable
-from homeroom.model import Agent, AgentId, Decision, Mapping, RoomEvent, SyncReport
+from homeroom.errors import HomeroomError, Rejected, Unavailable
+from homeroom.model import Agent, AgentId, Decision, Mapping, RoomEvent, SyncReport, SyncStatus
 from homeroom.plan import ghost_of
+from homeroom.reports import dump_error, dump_report, health_of, read_status
 from homeroom.store import Store, open_store
 from homeroom.sync import Reconciler
 
@@ -38,11 +39,15 @@ class World:
 
     def __init__(self, store: Store, fence: int, letta: Letta) -> None:
         self.store, self.fence, self.letta, self.now_ms = store, fence, letta, 1
+        self.refusal: HomeroomError | None = None
+        """What whoever asks for the homeserver gets."""
 
         async def get_letta() -> Any:
             return letta
 
         async def get_matrix() -> Any:
+            if self.refusal:
+                raise self.refusal
             return None
 
         config = Config(letta_url="http://127.0.0.1:1", matrix_server_name="hs.test")
@@ -130,3 +135,55 @@ async def test_who_is_retired_costs_nothing_until_they_are_back(tmp_path: Path) 
         assert await it.store.list_mappings() == before
         it.letta.agents = agents
         assert "restore_agent" in [a.kind for a in (await it.sync(dry_run=True)).planned]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "pause_ms"),
+    [(Unavailable("matrix", "away"), 60_000), (Rejected("matrix", "forbidden"), HOUR_MS)],
+)
+async def test_a_failing_agent_is_reported_with_its_reason_and_its_next_try_until_then(
+    refusal: HomeroomError, pause_ms: int, tmp_path: Path
+) -> None:
+    async with world(tmp_path, 1) as it:
+        it.refusal = refusal
+        (failure,) = (await it.sync()).failures
+        assert failure.reason == str(refusal) and failure.final == isinstance(refusal, Rejected)
+        assert it.now_ms < failure.next_try_ms <= it.now_ms + pause_ms
+        (again,) = (await it.sync()).failures
+        assert str(refusal) in again.reason and again.final == failure.final
+        assert abs(again.next_try_ms - failure.next_try_ms) < 5_000
+
+
+async def test_the_status_is_the_last_runs_and_after_an_error_the_report_of_the_one_before(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, 4) as it:
+
+        async def status() -> SyncStatus:
+            return read_status(*await it.store.find_last_syncs())
+
+        assert await status() == SyncStatus() and health_of(await status()) == {}
+        await it.store.finish_sync_requests([], dump_error(Unavailable("letta", "x")), it.fence)
+        early = await status()
+        assert early.error and early.report is None and not early.in_step
+        assert set(health_of(early)) == {"at_s", "error"}
+
+        it.letta.agents = []
+        await it.sync()
+        it.now_ms += 3 * HOUR_MS
+        report = await it.sync()
+        await it.store.finish_sync_requests([], dump_report(report), it.fence)
+        held = await status()
+        assert held.report == report and not held.error and not held.in_step
+        assert health_of(held)["left"] == 4 and "4 of 4" in health_of(held)["held"]
+
+        await it.store.finish_sync_requests([], dump_error(Rejected("letta", "no")), it.fence)
+        failed = await status()
+        assert "no" in failed.error and failed.report == report and not failed.in_step
+
+
+async def test_a_report_of_the_first_version_is_still_read(tmp_path: Path) -> None:
+    old = """{"agent_count":1,"planned":[{"kind":"join_hub","agent_id":"a","agent_name":"A",
+    "reason":"r","value":""}],"applied":[],"failures":[],"duration_s":0.1,"dry_run":false}"""
+    status = read_status((5, old), (5, old))
+    assert status.report and [a.kind for a in status.report.left] == ["join_hub"]

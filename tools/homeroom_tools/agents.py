@@ -1,4 +1,4 @@
-"""The tools about agents and their homes: ``list_agents`` and ``sync_agents``."""
+"""The tools about agents and their homes: list, sync, and how the last sync ended."""
 
 from __future__ import annotations
 
@@ -51,6 +51,13 @@ def agent_tools(app: App) -> list[Tool]:
         report = await app.sync(dry_run=dry_run, confirm_removals=confirm_removals)
         return views.sync_result(report)
 
+    async def get_sync_status() -> views.SyncState:
+        """Says how the last sync of Letta to Matrix ended: when, what it did, which agents fail and
+        why, and what is left. Asks neither Letta nor Matrix and changes nothing, so use it first
+        when an agent has no room, is renamed late, or does not answer in Matrix.
+        """
+        return views.sync_state(await app.sync_status())
+
     return [
         make_tool(
             list_agents,
@@ -67,5 +74,13 @@ def agent_tools(app: App) -> list[Tool]:
             destructive=False,
             idempotent=True,
             open_world=True,  # people on other servers may be invited
+        ),
+        make_tool(
+            get_sync_status,
+            title="Get sync status",
+            read_only=True,
+            destructive=False,
+            idempotent=True,
+            open_world=False,
         ),
     ]

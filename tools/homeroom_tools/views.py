@@ -7,6 +7,7 @@ constants of ours. No field tells a model what to do, but for ``hint``, which is
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -18,8 +19,10 @@ from homeroom.model import (
     AgentPage,
     AgentView,
     Block,
+    Failure,
     ReplyView,
     SyncReport,
+    SyncStatus,
 )
 from homeroom_tools.text import LINE_CHARS, NAME_CHARS, clean, clean_line, encodable
 from homeroom_tools.toolkit import LongText, Result
@@ -90,6 +93,41 @@ class SyncResult(Result):
     )
     truncated: bool | None = Field(
         default=None, description="True if there were more actions than are listed."
+    )
+
+
+class FailingAgent(Result):
+    agent_id: AgentIdField
+    agent: AgentName
+    kind: ActionKind = Field(description="The action that failed.")
+    reason: str = Field(description=UNTRUSTED + "why it failed.")
+    needs_person: bool = Field(description="True if it cannot succeed until a person acts.")
+    next_try: str | None = Field(
+        default=None,
+        description="When it is tried again (UTC); absent: when sync_agents is called.",
+    )
+
+
+class SyncState(Result):
+    last_run: str | None = Field(
+        default=None, description="When the last sync ended (UTC); absent if there was none yet."
+    )
+    error: str | None = Field(
+        default=None,
+        description=UNTRUSTED + "why the last sync could not begin; the rest is of the one before.",
+    )
+    in_step: bool = Field(description="True if the last sync left nothing to do.")
+    agents: int | None = Field(default=None, description="How many agents Letta had.")
+    applied: int | None = Field(default=None, description="How many actions it carried out.")
+    duration_s: float | None = Field(default=None, description="How long it took, in seconds.")
+    left: int | None = Field(
+        default=None, description="How many actions are not done, the failed ones included."
+    )
+    failing: list[FailingAgent] = Field(
+        description=f"The first {MAX_ACTIONS} actions that failed or are put off after failures."
+    )
+    held: str | None = Field(
+        default=None, description="Why removals are held back until a person confirms them."
     )
 
 
@@ -179,6 +217,39 @@ def sync_result(report: SyncReport) -> SyncResult:
         actions=actions[:MAX_ACTIONS],
         truncated=len(actions) > MAX_ACTIONS or None,
     )
+
+
+def sync_state(status: SyncStatus) -> SyncState:
+    report = status.report
+    held = [action.held for action in report.left if action.held] if report else []
+    return SyncState(
+        last_run=_utc(status.finished_ms),
+        error=clean_line(status.error, LINE_CHARS) or None,
+        in_step=status.in_step,
+        agents=report.agent_count if report else None,
+        applied=len(report.applied) if report else None,
+        duration_s=round(report.duration_s, 3) if report else None,
+        left=len(report.left) if report else None,
+        failing=[_failing(f) for f in report.failures[:MAX_ACTIONS]] if report else [],
+        held=held[0] if held else None,
+    )
+
+
+def _failing(failure: Failure) -> FailingAgent:
+    return FailingAgent(
+        agent_id=failure.action.agent_id,
+        agent=clean_line(failure.action.agent_name, NAME_CHARS),
+        kind=failure.action.kind,
+        reason=clean_line(failure.reason, LINE_CHARS),
+        needs_person=failure.final,
+        next_try=_utc(failure.next_try_ms),
+    )
+
+
+def _utc(at_ms: int) -> str | None:
+    if not at_ms:
+        return None
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="seconds")
 
 
 def reply(view: ReplyView) -> Reply:

@@ -87,6 +87,20 @@ class Store(Rooms):
         )
         return row["report"] if row else None
 
+    async def find_last_syncs(self) -> tuple[tuple[int, str] | None, tuple[int, str] | None]:
+        """When (ms) the newest run ended and its report, and the same of the newest one that
+        could begin; None where there is none (any more)."""
+
+        def read() -> tuple[tuple[int, str] | None, tuple[int, str] | None]:
+            sql = "SELECT finished_ms, report FROM sync_run WHERE finished_ms IS NOT NULL {} {}"
+            newest = "ORDER BY finished_ms DESC, id DESC LIMIT 1"
+            begun = "AND json_extract(report, '$.agent_count') IS NOT NULL"
+            rows = [self._row(sql.format(which, newest)) for which in ("", begun)]
+            last, good = [(row["finished_ms"], row["report"]) if row else None for row in rows]
+            return last, good
+
+        return await self._run(read)
+
 
 @asynccontextmanager
 async def open_store(path: Path, now_ms: Callable[[], int] = _now_ms) -> AsyncIterator[Store]:
