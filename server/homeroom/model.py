@@ -352,7 +352,7 @@ class AgentView:
     ghost: str
     room_id: str
     alias: str
-    state: Literal["home", "moving_in", "no_matrix", "not_synced", "failing"]
+    state: Literal["home", "moving_in", "no_matrix", "not_synced", "not_selected", "failing"]
     problem: str = ""
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Literal
 
+from homeroom.config import Config
 from homeroom.model import Action, Agent, AgentId, GhostId, Mapping, RoomId, ghost_localpart
 
 NAME_LIMIT = 120
@@ -40,8 +42,47 @@ class Policy:
     keep_edits: Keep = "topic"
     """Which of the details that a person has changed in a room are not written over."""
     retire_after_ms: int = 7_200_000
+    rename: bool = True
+    invites: bool = True
+    retire: bool = True
+    select_tags: tuple[str, ...] = ()
+    select_names: tuple[str, ...] = ()
+    """Patterns with ``*`` and ``?``, regardless of case."""
+    select_ids: tuple[str, ...] = ()
     confirm_removals: bool = False
     """A person has said that however many are gone may be retired."""
+
+
+def policy_of(config: Config) -> Policy:
+    """What the settings want."""
+    off = config.switch_off
+    return Policy(
+        server_name=config.matrix_server_name,
+        invite=config.invite,
+        keep_edits=config.keep_edits,
+        retire_after_ms=int(config.retire_after_s * 1000),
+        rename="rename" not in off,
+        invites="invites" not in off,
+        retire="retire" not in off,
+        select_tags=config.select_tags,
+        select_names=config.select_names,
+        select_ids=config.select_ids,
+    )
+
+
+def is_selected(agent: Agent, policy: Policy) -> bool:
+    """Whether the agent shall have a home: one tag, name or id of the policy fits, or it has none.
+
+    An agent with a home that is not selected any more is left as it is, and not retired.
+    """
+    if not (policy.select_tags or policy.select_names or policy.select_ids):
+        return True
+    name = agent.name.casefold()
+    return (
+        agent.id in policy.select_ids
+        or any(tag in policy.select_tags for tag in agent.tags)
+        or any(fnmatchcase(name, pattern.casefold()) for pattern in policy.select_names)
+    )
 
 
 def room_name(agent: Agent) -> str:
@@ -99,6 +140,8 @@ def plan(
     actions: list[Action] = []
     present = {agent.id: agent for agent in agents}
     for agent_id, agent in sorted(present.items()):
+        if not is_selected(agent, policy):
+            continue
         mapping = mappings.get(agent_id) or new_mapping(agent, policy.server_name)
         actions += _plan_one(agent, mapping, policy)
     return actions + _plan_retirements(present, mappings, policy, now_ms)
@@ -107,6 +150,8 @@ def plan(
 def _plan_retirements(
     present: Collection[AgentId], mappings: Dict[AgentId, Mapping], policy: Policy, now_ms: int
 ) -> list[Action]:
+    if not policy.retire:
+        return []
     living = [mapping for mapping in mappings.values() if not mapping.retired]
     gone = [
         mapping
@@ -146,7 +191,8 @@ def _plan_one(agent: Agent, mapping: Mapping, policy: Policy) -> list[Action]:
 
     if not mapping.ghost_ready:
         do("register_ghost", "the agent has no Matrix user", mapping.ghost)
-    if mapping.display_name != display_name(agent):
+    may_name = policy.rename or not mapping.display_name
+    if may_name and mapping.display_name != display_name(agent):
         why = "the agent was renamed" if mapping.display_name else "the ghost has no name"
         do("set_display_name", why, display_name(agent))
     if not mapping.room_id:
@@ -154,7 +200,7 @@ def _plan_one(agent: Agent, mapping: Mapping, policy: Policy) -> list[Action]:
     if not mapping.hub_joined:
         do("join_hub", "the hub reads every agent room")
     refused = {person for person, _ in mapping.refused}
-    for person in policy.invite:
+    for person in policy.invite if policy.invites else ():
         if person in mapping.invited or (person in refused and not policy.ask_again):
             continue
         if not mapping.room_id and person not in refused:
@@ -162,7 +208,7 @@ def _plan_one(agent: Agent, mapping: Mapping, policy: Policy) -> list[Action]:
         do("invite_person", "belongs in every agent room", person)
     if mapping.retired:
         do("restore_agent", "the agent is in Letta again", room_name(agent))
-    if mapping.room_id:  # a new room is created with both
+    if mapping.room_id and policy.rename:  # a new room is created with both
         if mapping.room_name != room_name(agent) and not mapping.retired:
             why = "the agent was renamed" if mapping.room_name else "its name is not known"
             do("set_room_name", why, room_name(agent))
@@ -196,7 +242,7 @@ def with_new_room(mapping: Mapping, agent: Agent, policy: Policy, room_id: RoomI
         room_id=room_id,
         room_name=room_name(agent),
         topic=room_topic(agent),
-        invited=frozenset(policy.invite),
+        invited=frozenset(policy.invite) if policy.invites else frozenset(),
     )
 
 

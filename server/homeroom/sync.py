@@ -40,6 +40,7 @@ from homeroom.plan import (
     new_mapping,
     observe_missing,
     plan,
+    policy_of,
     room_name,
     room_topic,
     with_new_room,
@@ -122,7 +123,9 @@ class Reconciler:
             now_ms = self._now_ms()
             missing = observe_missing(agents.keys(), mappings, now_ms)
             mappings |= missing
-            policy = self._policy(asked, confirm_removals)
+            policy = replace(
+                policy_of(self._config), ask_again=asked, confirm_removals=confirm_removals
+            )
             planned = plan(agents.values(), mappings, policy, now_ms)
             run = _Run(planned, agents, mappings, policy, on_action)
             if not dry_run:
@@ -143,17 +146,6 @@ class Reconciler:
                        "duration_s": report.duration_s},
             )  # fmt: skip
             return report
-
-    def _policy(self, asked: bool, confirm_removals: bool) -> Policy:
-        config = self._config
-        return Policy(
-            server_name=config.matrix_server_name,
-            invite=config.invite,
-            ask_again=asked,
-            keep_edits=config.keep_edits,
-            retire_after_ms=int(config.retire_after_s * 1000),
-            confirm_removals=confirm_removals,
-        )
 
     async def _observe(self, mappings: dict[AgentId, Mapping]) -> dict[AgentId, Mapping]:
         """The mappings, corrected by where the hub really is.
@@ -326,11 +318,12 @@ class Reconciler:
         localpart = ghost_localpart(agent.id)
         room_id = await matrix.find_room(matrix.alias(localpart))
         if room_id is None:
+            people = policy.invite if policy.invites else ()
             spec = RoomSpec(
                 alias_localpart=localpart,
                 name=room_name(agent),
                 topic=room_topic(agent),
-                invite=(matrix.hub, *policy.invite),
+                invite=(matrix.hub, *people),
                 admins=policy.invite,
                 version=self._config.matrix_room_version,
                 marker={"agent_id": agent.id, "store_id": store_id},

@@ -273,3 +273,51 @@ def test_ghosts_are_named_after_the_agents_id_and_never_like_the_hub() -> None:
     assert ghost_localpart(AgentId("agent-hub")) != "agent_hub"
     assert ghost_localpart(AgentId("a_b")) != ghost_localpart(AgentId("a-b"))
     assert ghost_localpart(AgentId("Ünïcode / Name")).startswith("agent_n_code_name_")
+
+
+@given(agents_lists, st.sets(st.sampled_from(["rename", "invites", "retire"])), st.data())
+def test_what_is_switched_off_is_never_planned_after_the_start_and_the_laws_hold(
+    agents: list[Agent], off: set[str], data: st.DataObject
+) -> None:
+    policy = replace(
+        POLICY, rename="rename" not in off, invites="invites" not in off, retire="retire" not in off
+    )
+    done = apply(plan(agents, {}, policy), agents, {}, policy)
+    assert plan(agents, done, policy) == []
+    assert policy.invites or not any(row.invited for row in done.values())
+    there = [replace(agent, name="New name") for agent in agents if data.draw(st.booleans())]
+    rows = seen_missing(there, done, 1, 2)
+    wider = replace(policy, invite=(*POLICY.invite, "@c:hs.test"), confirm_removals=True)
+    kinds = {a.kind for a in plan(there, rows, wider, 3 * HOUR_MS)}
+    if "rename" in off:
+        assert not kinds & {"set_display_name", "set_room_name", "set_topic"}
+    if "invites" in off:
+        assert "invite_person" not in kinds
+    if "retire" in off:
+        assert "retire_agent" not in kinds
+
+
+def test_agents_are_selected_by_tag_name_pattern_or_id_and_by_any_of_them() -> None:
+    ada = Agent(AgentId("agent-1"), "Ada", tags=("team",))
+    brook = Agent(AgentId("agent-2"), "Support Brook")
+    cleo = Agent(AgentId("agent-3"), "Cleo")
+    everybody = [ada, brook, cleo]
+
+    def chosen(**how: tuple[str, ...]) -> set[str]:
+        return {a.agent_name for a in plan(everybody, {}, replace(POLICY, **how))}  # type: ignore[arg-type]
+
+    assert chosen() == {"Ada", "Support Brook", "Cleo"}
+    assert chosen(select_tags=("team", "x")) == {"Ada"}
+    assert chosen(select_names=("support *",)) == {"Support Brook"}
+    assert chosen(select_ids=("agent-3",)) == {"Cleo"}
+    assert chosen(select_tags=("team",), select_names=("c?eo",)) == {"Ada", "Cleo"}
+    assert chosen(select_names=("nobody",)) == set()
+
+
+def test_who_is_not_selected_any_more_is_left_alone_and_not_retired() -> None:
+    agents, done = settled(5)
+    narrow = replace(POLICY, select_ids=("agent-00",))
+    rows = seen_missing(agents, done, 1, 2)
+    assert plan(agents, rows, narrow, 9 * HOUR_MS) == []
+    renamed = [replace(agent, name="New") for agent in agents]
+    assert {a.agent_id for a in plan(renamed, rows, narrow)} == {"agent-00"}

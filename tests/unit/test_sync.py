@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from homeroom.config import Config
+from homeroom.directory import Directory
 from homeroom.errors import HomeroomError, Rejected, Unavailable
 from homeroom.model import Agent, AgentId, Decision, Mapping, RoomEvent, SyncReport, SyncStatus
 from homeroom.plan import ghost_of
@@ -187,3 +188,18 @@ async def test_a_report_of_the_first_version_is_still_read(tmp_path: Path) -> No
     "reason":"r","value":""}],"applied":[],"failures":[],"duration_s":0.1,"dry_run":false}"""
     status = read_status((5, old), (5, old))
     assert status.report and [a.kind for a in status.report.left] == ["join_hub"]
+
+
+async def test_a_list_says_who_is_not_selected_to_have_a_home(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+
+        async def get_letta() -> Any:
+            return Letta(2)
+
+        config = Config(
+            letta_url="http://127.0.0.1:1", matrix_url="http://127.0.0.1:2",
+            matrix_server_name="hs.test", select_ids=("agent-1",),
+        )  # fmt: skip
+        page = await Directory(get_letta, store, config).page("", 10, "")
+        states = {view.agent.id: view.state for view in page.agents}
+        assert states == {"agent-0": "not_selected", "agent-1": "not_synced"}

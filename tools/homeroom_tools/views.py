@@ -43,9 +43,12 @@ class AgentEntry(Result):
     description: str | None = Field(
         default=None, description=UNTRUSTED + "what the agent says it is for."
     )
-    state: Literal["home", "moving_in", "no_matrix", "not_synced", "failing"] = Field(
-        description="home: has a Matrix room. moving_in: its room is not finished. not_synced: "
-        "no room yet. no_matrix: the bridge has no homeserver. failing: see problem."
+    state: Literal["home", "moving_in", "no_matrix", "not_synced", "not_selected", "failing"] = (
+        Field(
+            description="home: has a Matrix room. moving_in: its room is not finished. not_synced: "
+            "no room yet. not_selected: the settings give it none. no_matrix: the bridge has no "
+            "homeserver. failing: see problem."
+        )
     )
     room: str | None = Field(default=None, description="Matrix id of the agent's room.")
     alias: str | None = Field(default=None, description="Matrix alias of the agent's room.")
