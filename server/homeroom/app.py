@@ -14,13 +14,12 @@ import socket
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 import anyio
-from pydantic import TypeAdapter
 
 from homeroom.background import background
 from homeroom.claim import RETRY_CLAIM_S, HomeserverClaim
@@ -53,7 +52,15 @@ from homeroom.model import (
     Story,
     SyncReport,
 )
-from homeroom.relay import Relay, chat_items, decide, held_notices
+from homeroom.relay import Relay, chat_items, decide, held_notices, presence_items
+from homeroom.reports import (
+    SyncStatus,
+    dump_error,
+    dump_report,
+    health_of,
+    read_report,
+    read_status,
+)
 from homeroom.service import Service
 from homeroom.store import Decide, Store, open_store
 from homeroom.sync import OnAction, Reconciler
@@ -77,8 +84,6 @@ SYNC_WAIT_S = 45.0
 
 DAY_S = 86_400.0
 
-_report = TypeAdapter(SyncReport)
-
 
 class App:
     """What Homeroom can do, for tools and commands. Raises the errors of ``homeroom.errors``."""
@@ -93,7 +98,9 @@ class App:
             self.matrix = Service[Matrix](
                 partial(_open_checked_matrix, config, registration), "matrix"
             )
-        self._reconciler = Reconciler(config, store, self.letta.get, self._get_matrix)
+        self._reconciler = Reconciler(
+            config, store, self.letta.get, self._get_matrix, presence_items
+        )
         self._directory = Directory(self.letta.get, store, config)
         self._spoken: OrderedDict[ItemId, tuple[int, str]] = OrderedDict()
         self._edits = anyio.Lock()
@@ -101,7 +108,6 @@ class App:
         self._bridge_owner = ""
         self._intake = IntakeState()
         self._started_s = time.time()
-        self._last_sync: dict[str, Any] = {}
         self._letta_asked_at_s, self._letta_said = float("-inf"), ""
 
     async def _get_matrix(self) -> Matrix:
@@ -118,8 +124,13 @@ class App:
         """A page of agents in the order of their names. The cursor survives a restart."""
         return await self._directory.page(query, limit, cursor)
 
-    async def sync(self, *, dry_run: bool = False, wait_s: float = SYNC_WAIT_S) -> SyncReport:
+    async def sync(
+        self, *, dry_run: bool = False, confirm_removals: bool = False,
+        wait_s: float = SYNC_WAIT_S,
+    ) -> SyncReport:  # fmt: skip
         """One reconciliation, carried out by whichever process runs the bridge.
+
+        ``confirm_removals`` retires however many agents are gone from Letta: a person's word.
 
         Raises:
             Unsupported: Matrix is not configured.
@@ -127,33 +138,44 @@ class App:
         """
         await self._get_matrix()
         if dry_run:
-            return await self._reconciler.sync(decide=_never, fence=0, dry_run=True, asked=True)
-        request = await self._store.request_sync()
+            return await self._reconciler.sync(
+                decide=_never, fence=0, dry_run=True, asked=True, confirm_removals=confirm_removals
+            )
+        request = await self._store.request_sync(confirm_removals=confirm_removals)
         with anyio.move_on_after(wait_s):
             while True:
                 changed = self._store.changed
                 if found := await self._store.find_sync_report(request):
-                    return _read_report(found)
+                    return read_report(found)
                 await changed.wait()
         raise Unavailable("store", "the sync is still running, or the bridge cannot work now")
 
-    async def sync_once(self, on_action: OnAction, *, dry_run: bool = False) -> SyncReport:
+    async def sync_once(
+        self, on_action: OnAction, *, dry_run: bool = False, confirm_removals: bool = False
+    ) -> SyncReport:
         """One reconciliation: by this process if nobody runs the bridge, else by whoever does."""
         await self._get_matrix()
         if dry_run:
-            return await self.sync(dry_run=True)
+            return await self.sync(dry_run=True, confirm_removals=confirm_removals)
         lease = await self._store.take_lease(self._owner, rank=0, ttl_ms=LEASE_MS, is_gone=_is_gone)
         if not lease.fence:
-            return await self.sync(wait_s=3600.0)
+            return await self.sync(confirm_removals=confirm_removals, wait_s=3600.0)
         try:
             matrix = await self._get_matrix()
             async with background(partial(self._run_renewal, lease.fence)):
-                return await self._reconciler.sync(
-                    decide=self._decide(matrix), fence=lease.fence, asked=True, on_action=on_action
-                )
+                report = await self._reconciler.sync(
+                    decide=self._decide(matrix), fence=lease.fence, asked=True,
+                    confirm_removals=confirm_removals, on_action=on_action,
+                )  # fmt: skip
+                await self._store.finish_sync_requests([], dump_report(report), lease.fence)
+                return report
         finally:
             with anyio.CancelScope(shield=True):
                 await self._store.release_lease(lease.fence)
+
+    async def sync_status(self) -> SyncStatus:
+        """How the last reconciliation ended, whichever process ran it. Asks nobody."""
+        return read_status(*await self._store.find_last_syncs())
 
     # --- chat ------------------------------------------------------------------------------------
 
@@ -270,7 +292,7 @@ class App:
                 "owner": holder.owner if holder else "",
             },
             "items": await self._store.count_items(),
-            "last_sync": self._last_sync,
+            "last_sync": health_of(await self.sync_status()),
             "uptime_s": round(time.time() - self._started_s),
         }
 
@@ -375,8 +397,8 @@ class App:
 
     async def _refuse_syncs(self, why: str, fence: int) -> None:
         if requests := await self._store.pending_sync_requests():
-            refusal = _dump_error(Rejected("matrix", why))
-            await self._store.finish_sync_requests(requests, refusal, fence)
+            refusal = dump_error(Rejected("matrix", why))
+            await self._store.finish_sync_requests([*requests], refusal, fence)
 
     async def _run_sync(self, decide_here: Decide, fence: int) -> None:
         next_s = 0.0
@@ -391,26 +413,21 @@ class App:
                 await changed.wait()
                 await anyio.sleep(0.1)  # one look for a burst of commits
 
-    async def _sync_and_record(self, requests: list[int], decide_here: Decide, fence: int) -> None:
+    async def _sync_and_record(
+        self, requests: Mapping[int, bool], decide_here: Decide, fence: int
+    ) -> None:
         try:
             report = await self._reconciler.sync(
-                decide=decide_here, fence=fence, asked=bool(requests)
-            )
-            text = _report.dump_json(report).decode()
-            self._last_sync = {
-                "at_s": round(time.time()),
-                "agents": report.agent_count,
-                "applied": len(report.applied),
-                "failures": [failure.reason for failure in report.failures][:20],
-                "duration_s": report.duration_s,
-            }
+                decide=decide_here, fence=fence, asked=bool(requests),
+                confirm_removals=any(requests.values()),
+            )  # fmt: skip
+            text = dump_report(report)
         except LeaseLost:
             raise
         except HomeroomError as error:
             log.warning("sync_failed", extra={"reason": str(error)})
-            text = _dump_error(error)
-            self._last_sync = {"at_s": round(time.time()), "error": str(error)}
-        await self._store.finish_sync_requests(requests, text, fence)
+            text = dump_error(error)
+        await self._store.finish_sync_requests([*requests], text, fence)
 
     def _decide(self, matrix: Matrix) -> Decide:
         return partial(
@@ -472,22 +489,3 @@ def _is_gone(owner: str) -> bool:
 
 def _never(*_: object) -> Any:
     raise AssertionError("a dry run decides nothing")
-
-
-def _dump_error(error: HomeroomError) -> str:
-    import json
-
-    if isinstance(error, Unavailable):
-        return json.dumps({"unavailable": error.service, "reason": error.reason})
-    return json.dumps({"refused": str(error)})
-
-
-def _read_report(text: str) -> SyncReport:
-    import json
-
-    data = json.loads(text)
-    if "unavailable" in data:
-        raise Unavailable(data["unavailable"], data["reason"])
-    if "refused" in data:
-        raise Misuse(data["refused"])
-    return _report.validate_python(data)

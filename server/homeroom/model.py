@@ -208,6 +208,12 @@ class Mapping:
     agent_name: str = ""
     problem: str = ""
     """Why the last action on it failed; empty after a success."""
+    missing_since_ms: int = 0
+    """When a complete list of Letta's first lacked the agent; 0 while it is there."""
+    missing_seen: int = 0
+    """How many complete lists lacked it; not counted beyond what a plan asks for."""
+    retired: bool = False
+    """Its room says that the agent is gone from Letta."""
 
 
 # --- The mailbox ---------------------------------------------------------------------------------
@@ -367,6 +373,10 @@ ActionKind = Literal[
     "create_room",
     "join_hub",
     "invite_person",
+    "set_room_name",
+    "set_topic",
+    "retire_agent",
+    "restore_agent",
 ]
 
 
@@ -379,7 +389,9 @@ class Action:
     agent_name: str
     reason: str
     value: str = ""
-    """What it sets: the name, the alias or the Matrix id."""
+    """What it sets: the name, the topic, the alias or the Matrix id."""
+    held: str = ""
+    """Why it waits for a person to confirm it; empty: it may be carried out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,7 +401,9 @@ class Failure:
     action: Action
     reason: str
     final: bool
-    """A person must act (a refusal); otherwise the next sync tries again."""
+    """A person must act (a refusal); otherwise a later sync tries again."""
+    next_try_ms: int = 0
+    """When it is tried again by itself; 0: when a person asks for a sync."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,7 +435,7 @@ class AgentView:
     ghost: str
     room_id: str
     alias: str
-    state: Literal["home", "moving_in", "no_matrix", "not_synced", "failing"]
+    state: Literal["home", "moving_in", "no_matrix", "not_synced", "not_selected", "failing"]
     problem: str = ""
 
 

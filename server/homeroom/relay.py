@@ -79,7 +79,8 @@ def decide(
     if event.late_ms > keep_ms:
         return Decision("too old: what was answered then is not known any more")
     decision = _decide_on_time(event, mapping, people_count)
-    if decision.items and event.late_ms > catch_up_ms and not decision.releases_held:
+    at_once = decision.releases_held or mapping.retired  # nobody is there to catch up
+    if decision.items and event.late_ms > catch_up_ms and not at_once:
         late = f"it had been there for {_duration(event.late_ms)} when it was first seen"
         return Decision(f"too late: {late}", held=True)
     return decision
@@ -132,6 +133,10 @@ def _decide_on_time(event: RoomEvent, mapping: Mapping, people_count: int) -> De
     text = _text_of(event.content)
     if kind not in ("m.text", "m.emote") or not text.strip():
         return Decision("empty: it has no text")
+    thread = relation.get("event_id") if relation.get("rel_type") == "m.thread" else None
+    thread = thread if isinstance(thread, str) else None
+    if mapping.retired:  # also what asks for old messages: they wait until the agent is back
+        return _refuse_retired(event, mapping, thread)
     if text.strip().lower() == CATCH_UP:
         notice = notice_item(
             mapping.ghost, event.room_id, event.id, "Nothing is left to catch up on here.",
@@ -140,7 +145,6 @@ def _decide_on_time(event: RoomEvent, mapping: Mapping, people_count: int) -> De
         outcome = "command: what came too late is answered"
         full = _full_notice(mapping, event, f"Write {CATCH_UP} again when they are answered.")
         return Decision(outcome, (notice,), releases_held=True, if_full=(full,))
-    thread = relation.get("event_id") if relation.get("rel_type") == "m.thread" else None
     turn = NewItem(
         lane=lane_of_turns(mapping.agent_id, event.room_id),
         kind=ItemKind.TURN,
@@ -153,7 +157,7 @@ def _decide_on_time(event: RoomEvent, mapping: Mapping, people_count: int) -> De
             "name_sender": people_count > 1,
             "room_id": event.room_id,
             "event_id": event.id,
-            "thread": thread if isinstance(thread, str) else None,
+            "thread": thread,
         },
         dedupe_key=f"event:{event.id}",
     )
@@ -223,6 +227,23 @@ def replay_notices(item: Item) -> list[NewItem]:
         f"replay:{item.cause}", notice=True, reply_to=payload.get("event_id"),
         thread=payload.get("thread"),
     )  # fmt: skip
+
+
+def _refuse_retired(event: RoomEvent, mapping: Mapping, thread: str | None) -> Decision:
+    notice = notice_item(
+        mapping.ghost, event.room_id, event.id, f"⚠️ Your message was not delivered. {_RETIRED}",
+        dedupe_key=f"retired:{event.id}", thread=thread,
+    )  # fmt: skip
+    return Decision("retired: the agent is gone from Letta", (notice,))
+
+
+def presence_items(mapping: Mapping) -> list[NewItem]:
+    """What the room is told when its agent has been retired, or has come back. Said once each."""
+    if mapping.room_id is None:
+        return []
+    text = f"⚠️ {_RETIRED} Nothing was deleted." if mapping.retired else _RETURNED
+    key = f"presence:{mapping.agent_id}:{mapping.missing_since_ms}:{mapping.retired}"
+    return text_items(mapping.ghost, mapping.room_id, text, key, notice=True)
 
 
 def _text_of(content: Json) -> str:
@@ -420,4 +441,9 @@ def _answers(item: Item, turn: Turn) -> list[NewItem]:
     return []
 
 
+_RETIRED = (
+    "I am retired: this agent is gone from Letta, so nobody reads what is written here. When the"
+    " agent is there again, so am I."
+)
+_RETURNED = "I am back: this agent is in Letta again."
 _SILENT = "(I read this and ended my turn without an answer: {reason}.)"

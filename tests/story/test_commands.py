@@ -14,12 +14,17 @@ from support.talk import REPLY_S, answers, ask
 
 async def test_sync_shows_its_plan_does_it_and_then_finds_nothing_to_do(home: Home) -> None:
     await home.letta.create_agent("Ada")
+    never = home.run("sync", "--status")
+    assert never.returncode == 2 and "none yet" in never.stdout
     plan = home.run("sync", "--dry-run")
     assert plan.returncode == 2, plan.stderr
     assert "create_room" in plan.stdout and "to do" in plan.stdout
     done = home.run("sync")
     assert done.returncode == 0, done.stderr
     assert "done" in done.stdout
+    status = home.run("sync", "--status")
+    assert status.returncode == 0, status.stdout + status.stderr
+    assert "in step" in status.stdout and "did       4 actions" in status.stdout
     again = home.run("sync")
     assert again.returncode == 0 and "0 actions planned" in again.stdout
 
@@ -161,3 +166,26 @@ def test_the_help_names_every_command(home: Home) -> None:
     said = home.run("--help").stdout
     for command in ("serve", "sync", "registration", "doctor", "explain", "parked", "up", "demo"):
         assert command in said
+
+
+async def test_only_selected_agents_move_in_and_what_is_switched_off_is_left_to_people(
+    home: Home,
+) -> None:
+    ada = await home.letta.create_agent("Ada", tags=("team",))
+    await home.letta.create_agent("Brook")
+    settings = {"HOMEROOM_SELECT_TAGS": "team", "HOMEROOM_SWITCH_OFF": "rename,invites"}
+    done = home.run("sync", **settings)
+    assert done.returncode == 0, done.stderr
+    assert "Ada" in done.stdout and "Brook" not in done.stdout
+    async with home.login() as alice:
+        assert alice.invites() == []
+        await home.letta.rename_agent(ada.id, "Adele")
+        again = home.run("sync", **settings)
+        assert again.returncode == 0 and "0 actions planned" in again.stdout
+        everything = home.run("sync")
+        assert everything.returncode == 0, everything.stdout
+        assert "set_room_name" in everything.stdout and "Brook" in everything.stdout
+        names: set[str] = set()
+        while len(names) < 2:
+            names.add(await alice.room_name(await alice.join(await alice.wait_invite())))
+        assert names == {"Adele - Letta Agent Chat", "Brook - Letta Agent Chat"}

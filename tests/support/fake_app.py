@@ -31,6 +31,7 @@ from homeroom.model import (
     Story,
     SyncReport,
 )
+from homeroom.reports import SyncStatus
 
 Behaviour = Literal["echo", "slow", "fail", "crash", "down"]
 CRASH_TEXT = "secret detail of a bug"
@@ -69,6 +70,9 @@ class FakeApp:
         """Set once a message was taken."""
         self.problem = ""
         self.report = SyncReport(0, (), (), (), 0.0)
+        self.status = SyncStatus()
+        self.confirmed = False
+        """Whether the last sync was told that removals are meant."""
         self.add("Ada", "echo", "Answers at once", Block("persona", "I am Ada.", limit=100))
         self.add("Slow Sam", "slow", "Takes its time")
 
@@ -96,8 +100,12 @@ class FakeApp:
         more = str(start + limit) if start + limit < len(found) else ""
         return AgentPage(tuple(self._view(agent) for agent in page), len(found), more)
 
-    async def sync(self, *, dry_run: bool) -> SyncReport:
+    async def sync(self, *, dry_run: bool, confirm_removals: bool) -> SyncReport:
+        self.confirmed = confirm_removals
         return replace(self.report, dry_run=dry_run)
+
+    async def sync_status(self) -> SyncStatus:
+        return self.status
 
     async def chat(self, agent: str, message: str, *, client: str, mirror: bool) -> str:
         found = self._find(agent)

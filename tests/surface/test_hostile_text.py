@@ -12,6 +12,7 @@ from mcp_types import Implementation
 
 from homeroom.errors import Rejected
 from homeroom.model import Block
+from homeroom.reports import SyncStatus
 from homeroom_tools.serve import build_server
 from homeroom_tools.text import ERROR_CHARS, NAME_CHARS, clean, clean_line, encodable
 from homeroom_tools.views import UNTRUSTED
@@ -30,6 +31,7 @@ def app() -> FakeApp:
     app.add("Failing", "fail")
     app.problem = HOSTILE
     app.report = sample_report(agent_name=HOSTILE, reason=HOSTILE)
+    app.status = SyncStatus(1000, HOSTILE, app.report, 1000)
     return app
 
 
@@ -54,6 +56,7 @@ async def test_hostile_text_stands_only_in_fields_described_as_untrusted(app: Fa
     calls = [
         ("list_agents", {}),
         ("sync_agents", {}),
+        ("get_sync_status", {}),
         ("chat_with_agent", {"agent": hostile_id, "message": HOSTILE}),
         ("get_reply", {"reply_id": "reply-1"}),
         ("get_agent_memory", {"agent": hostile_id}),
@@ -92,7 +95,7 @@ async def test_a_failure_reason_is_data_as_well(app: FakeApp) -> None:
 
 
 async def test_an_error_is_one_clean_line_of_bounded_length(app: FakeApp) -> None:
-    async def refuse(dry_run: bool) -> None:
+    async def refuse(**arguments: bool) -> None:
         raise Rejected("letta", HOSTILE * 100, "E1")
 
     app.sync = refuse  # type: ignore[assignment,method-assign]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -159,6 +160,15 @@ async def test_asking_within_the_backlog_answers_it_without_a_notice(tmp_path: P
         await bridge.hear(said("1", late=2 * HOUR_MS), said("!catchup", late=2 * HOUR_MS))
         assert await bridge.work(ItemKind.TURN) == ["1"]
         assert await bridge.work(ItemKind.POST) == []
+
+
+def test_in_the_room_of_a_retired_agent_nobody_is_told_to_catch_up() -> None:
+    retired = replace(HOME, retired=True)
+    for event in (said("1", late=2 * HOUR_MS), said("!catchup")):
+        decision = judge(event, retired, 1)
+        assert decision.outcome.startswith("retired") and not decision.held
+        assert not decision.releases_held  # what is held waits until the agent is back
+        assert [item.kind for item in decision.items] == [ItemKind.POST]
 
 
 async def test_what_is_late_when_its_room_becomes_known_is_held_too(tmp_path: Path) -> None:

@@ -158,6 +158,9 @@ async def test_an_older_store_is_taken_over_with_its_history(tmp_path: Path, new
     db.execute("DROP INDEX event_held")
     db.execute("ALTER TABLE event DROP COLUMN late_ms")
     db.execute("ALTER TABLE event DROP COLUMN held")
+    for column in ("missing_since_ms", "missing_seen", "retired"):
+        db.execute(f"ALTER TABLE mapping DROP COLUMN {column}")
+    db.execute("ALTER TABLE sync_run DROP COLUMN confirm_removals")
     if newest == "m001_first":
         db.execute("DROP INDEX item_waiting")
         db.execute("DROP INDEX item_claimed")

@@ -7,6 +7,7 @@ constants of ours. No field tells a model what to do, but for ``hint``, which is
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -18,6 +19,7 @@ from homeroom.model import (
     AgentPage,
     AgentView,
     Block,
+    Failure,
     ItemKind,
     Parked,
     ReplyView,
@@ -26,6 +28,7 @@ from homeroom.model import (
     SyncReport,
     utc_text,
 )
+from homeroom.reports import SyncStatus
 from homeroom_tools.text import LINE_CHARS, NAME_CHARS, clean, clean_line, encodable
 from homeroom_tools.toolkit import LongText, Result
 
@@ -47,9 +50,12 @@ class AgentEntry(Result):
     description: str | None = Field(
         default=None, description=UNTRUSTED + "what the agent says it is for."
     )
-    state: Literal["home", "moving_in", "no_matrix", "not_synced", "failing"] = Field(
-        description="home: has a Matrix room. moving_in: its room is not finished. not_synced: "
-        "no room yet. no_matrix: the bridge has no homeserver. failing: see problem."
+    state: Literal["home", "moving_in", "no_matrix", "not_synced", "not_selected", "failing"] = (
+        Field(
+            description="home: has a Matrix room. moving_in: its room is not finished. not_synced: "
+            "no room yet. not_selected: the settings give it none. no_matrix: the bridge has no "
+            "homeserver. failing: see problem."
+        )
     )
     room: str | None = Field(default=None, description="Matrix id of the agent's room.")
     alias: str | None = Field(default=None, description="Matrix alias of the agent's room.")
@@ -78,9 +84,7 @@ class SyncAction(Result):
     reason: str | None = Field(
         default=None, description=UNTRUSTED + "why it is needed, or why it failed."
     )
-    needs_person: bool | None = Field(
-        default=None, description="True if trying again is no use until a person acts."
-    )
+    needs_person: bool | None = Field(default=None, description="True if a person must act.")
 
 
 class SyncResult(Result):
@@ -100,6 +104,41 @@ class SyncResult(Result):
     )
 
 
+class FailingAgent(Result):
+    agent_id: AgentIdField
+    agent: AgentName
+    kind: ActionKind = Field(description="What failed.")
+    reason: str = Field(description=UNTRUSTED + "why it failed.")
+    needs_person: bool = Field(description="True if a person must act.")
+    next_try: str | None = Field(
+        default=None,
+        description="When it is tried again (UTC); absent: on sync_agents.",
+    )
+
+
+class SyncState(Result):
+    last_run: str | None = Field(
+        default=None, description="When it ended (UTC); absent if there was none yet."
+    )
+    error: str | None = Field(
+        default=None,
+        description=UNTRUSTED + "why it could not begin; the rest is of the one before.",
+    )
+    in_step: bool = Field(description="True if nothing is left to do.")
+    agents: int | None = Field(default=None, description="How many agents Letta had.")
+    applied: int | None = Field(default=None, description="How many actions it carried out.")
+    duration_s: float | None = Field(default=None, description="How long it took.")
+    left: int | None = Field(
+        default=None, description="How many are not done, failed ones included."
+    )
+    failing: list[FailingAgent] = Field(
+        description=f"The first {MAX_ACTIONS} that failed or are put off after failures."
+    )
+    held: str | None = Field(
+        default=None, description="Why removals wait for a person to confirm them."
+    )
+
+
 class Reply(LongText):
     long_field: ClassVar[str] = "reply"
 
@@ -114,9 +153,7 @@ class Reply(LongText):
         default=None, description=UNTRUSTED + "what the agent answered; may be empty."
     )
     reason: str | None = Field(default=None, description=UNTRUSTED + "why there is no answer.")
-    ahead: int | None = Field(
-        default=None, description="How many messages the agent has to answer before this one."
-    )
+    ahead: int | None = Field(default=None, description="How many messages come before it.")
     hint: str | None = Field(default=None, description="What to do next.")
 
 
@@ -217,7 +254,7 @@ def sync_result(report: SyncReport) -> SyncResult:
     left = report.left
     actions = [
         *(_action(a, "failed", reasons[a].reason, reasons[a].final) for a in reasons),
-        *(_action(a, "left", a.reason) for a in left if a not in reasons),
+        *(_action(a, "left", a.held or a.reason, bool(a.held)) for a in left if a not in reasons),
         *(_action(a, "applied", a.reason) for a in report.applied),
     ]
     return SyncResult(
@@ -232,6 +269,39 @@ def sync_result(report: SyncReport) -> SyncResult:
         actions=actions[:MAX_ACTIONS],
         truncated=len(actions) > MAX_ACTIONS or None,
     )
+
+
+def sync_state(status: SyncStatus) -> SyncState:
+    report = status.report
+    held = [action.held for action in report.left if action.held] if report else []
+    return SyncState(
+        last_run=_utc(status.finished_ms),
+        error=clean_line(status.error, LINE_CHARS) or None,
+        in_step=status.in_step,
+        agents=report.agent_count if report else None,
+        applied=len(report.applied) if report else None,
+        duration_s=round(report.duration_s, 3) if report else None,
+        left=len(report.left) if report else None,
+        failing=[_failing(f) for f in report.failures[:MAX_ACTIONS]] if report else [],
+        held=held[0] if held else None,
+    )
+
+
+def _failing(failure: Failure) -> FailingAgent:
+    return FailingAgent(
+        agent_id=failure.action.agent_id,
+        agent=clean_line(failure.action.agent_name, NAME_CHARS),
+        kind=failure.action.kind,
+        reason=clean_line(failure.reason, LINE_CHARS),
+        needs_person=failure.final,
+        next_try=_utc(failure.next_try_ms),
+    )
+
+
+def _utc(at_ms: int) -> str | None:
+    if not at_ms:
+        return None
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="seconds")
 
 
 def reply(view: ReplyView) -> Reply:

@@ -44,22 +44,23 @@ class Store(History):
 
     # --- requests for a sync, from processes that do not run the bridge ---------------------------
 
-    async def request_sync(self) -> int:
+    async def request_sync(self, *, confirm_removals: bool = False) -> int:
         """Asks the process that runs the bridge for a reconciliation. Returns the request's id."""
 
         def ask() -> int:
             cursor = self._conn.execute(
-                "INSERT INTO sync_run (requested_ms) VALUES (?)", (self._now_ms(),)
+                "INSERT INTO sync_run (requested_ms, confirm_removals) VALUES (?, ?)",
+                (self._now_ms(), int(confirm_removals)),
             )
             return int(cursor.lastrowid or 0)
 
         return await self._write(ask)
 
-    async def pending_sync_requests(self) -> list[int]:
-        rows = await self._run(
-            partial(self._rows, "SELECT id FROM sync_run WHERE finished_ms IS NULL ORDER BY id")
-        )
-        return [row["id"] for row in rows]
+    async def pending_sync_requests(self) -> dict[int, bool]:
+        """Ids of the requests that wait, each with whether it confirms removals."""
+        sql = "SELECT id, confirm_removals FROM sync_run WHERE finished_ms IS NULL ORDER BY id"
+        rows = await self._run(partial(self._rows, sql))
+        return {row["id"]: bool(row["confirm_removals"]) for row in rows}
 
     async def finish_sync_requests(self, ids: Sequence[int], report: str, fence: int) -> None:
         """Records a finished reconciliation as the answer to these requests (none: as its own)."""
@@ -88,6 +89,20 @@ class Store(History):
             partial(self._row, f"SELECT report FROM sync_run WHERE {where} ORDER BY id DESC", args)
         )
         return row["report"] if row else None
+
+    async def find_last_syncs(self) -> tuple[tuple[int, str] | None, tuple[int, str] | None]:
+        """When (ms) the newest run ended and its report, and the same of the newest one that
+        could begin; None where there is none (any more)."""
+
+        def read() -> tuple[tuple[int, str] | None, tuple[int, str] | None]:
+            sql = "SELECT finished_ms, report FROM sync_run WHERE finished_ms IS NOT NULL {} {}"
+            newest = "ORDER BY finished_ms DESC, id DESC LIMIT 1"
+            begun = "AND json_extract(report, '$.agent_count') IS NOT NULL"
+            rows = [self._row(sql.format(which, newest)) for which in ("", begun)]
+            last, good = [(row["finished_ms"], row["report"]) if row else None for row in rows]
+            return last, good
+
+        return await self._run(read)
 
 
 @asynccontextmanager

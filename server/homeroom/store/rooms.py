@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -57,8 +57,11 @@ class Rooms(Items):
         )
         return _mapping(row) if row else None
 
-    async def save_mapping(self, mapping: Mapping, decide: Decide, fence: int) -> None:
-        """Records what was applied; events that waited for this room are routed in the same commit.
+    async def save_mapping(
+        self, mapping: Mapping, decide: Decide, fence: int, then: Sequence[NewItem] = ()
+    ) -> None:
+        """Records what was applied; events that waited for this room are routed in the same commit,
+        and the items ``then`` that follow from it are put.
 
         Raises:
             Rejected: the room already belongs to another agent.
@@ -68,7 +71,7 @@ class Rooms(Items):
         def save() -> None:
             try:
                 self._conn.execute(
-                    "INSERT OR REPLACE INTO mapping VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                    f"INSERT OR REPLACE INTO mapping ({_COLUMNS}) VALUES ({_PLACES})",
                     _mapping_row(mapping),
                 )
             except sqlite3.IntegrityError as error:
@@ -77,6 +80,8 @@ class Rooms(Items):
                 ) from None
             if mapping.room_id:
                 self._route_unrouted(mapping, decide)
+            for item in then:
+                self._put(item)
 
         def guarded() -> None:
             taken = self._row(
@@ -88,6 +93,18 @@ class Rooms(Items):
             save()
 
         await self._write(guarded, fence)
+
+    async def save_missing(self, mappings: Iterable[Mapping], fence: int) -> None:
+        """Records since when these agents are missing in Letta, and nothing else of their rows."""
+        rows = [(m.missing_since_ms, m.missing_seen, m.agent_id) for m in mappings]
+
+        def save() -> None:
+            self._conn.executemany(
+                "UPDATE mapping SET missing_since_ms = ?, missing_seen = ? WHERE agent_id = ?", rows
+            )
+
+        if rows:
+            await self._write(save, fence)
 
     # --- events -------------------------------------------------------------------------------
 
@@ -294,7 +311,16 @@ def _mapping(row: sqlite3.Row) -> Mapping:
         hub_joined=bool(row["hub_joined"]), invited=frozenset(json.loads(row["invited"])),
         refused=tuple((person, why) for person, why in json.loads(row["refused"])),
         heard_from_ms=row["heard_from_ms"], problem=row["problem"],
+        missing_since_ms=row["missing_since_ms"], missing_seen=row["missing_seen"],
+        retired=bool(row["retired"]),
     )  # fmt: skip
+
+
+_COLUMNS = (
+    "agent_id, agent_name, ghost, room_id, ghost_ready, display_name, room_name, topic, hub_joined,"
+    " invited, refused, heard_from_ms, problem, missing_since_ms, missing_seen, retired"
+)
+_PLACES = ", ".join("?" for _ in _COLUMNS.split(","))
 
 
 def _mapping_row(mapping: Mapping) -> tuple[Any, ...]:
@@ -302,7 +328,8 @@ def _mapping_row(mapping: Mapping) -> tuple[Any, ...]:
         mapping.agent_id, mapping.agent_name, mapping.ghost, mapping.room_id,
         int(mapping.ghost_ready), mapping.display_name, mapping.room_name, mapping.topic,
         int(mapping.hub_joined), json.dumps(sorted(mapping.invited)), json.dumps(mapping.refused),
-        mapping.heard_from_ms, mapping.problem,
+        mapping.heard_from_ms, mapping.problem, mapping.missing_since_ms, mapping.missing_seen,
+        int(mapping.retired),
     )  # fmt: skip
 
 

@@ -45,6 +45,13 @@ def m004_held(db: Database) -> None:
     db.conn.execute("CREATE INDEX event_held ON event (room_id, seq) WHERE held > 0")
 
 
+@migrations()
+def m002_retired_agents(db: Database) -> None:
+    for column in ("missing_since_ms", "missing_seen", "retired"):
+        db.conn.execute(f"ALTER TABLE mapping ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0")
+    db.conn.execute("ALTER TABLE sync_run ADD COLUMN confirm_removals INTEGER NOT NULL DEFAULT 0")
+
+
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE lease (
