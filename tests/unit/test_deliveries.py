@@ -215,6 +215,31 @@ async def test_a_post_that_could_come_out_twice_is_not_replayed(tmp_path: Path) 
                 await Deliveries(store).replay(post_id)
 
 
+@pytest.mark.parametrize("delivered", [True, False])
+async def test_only_a_post_that_may_have_been_made_gets_no_new_time_by_a_replay(
+    tmp_path: Path, delivered: bool
+) -> None:
+    (picture,) = judge(said("$p", "m.image"), HOME, 1).items
+    async with open_store(tmp_path / "s.db") as store:
+        fence = await hear(store, said("$1"))
+        (post_id,) = await store.put([picture])
+        for item in (await claim(store, fence, ItemKind.POST), await claim(store, fence)):
+            await store.retry(
+                item, fence=fence, delay_ms=0, reason="away", delivered=True, uncertain=True
+            )
+            again = await claim(store, fence, item.kind)
+            assert again.failing_since_ms and again.uncertain_count == 1
+            await store.finish(again, ItemState.PARKED, fence=fence, delivered=delivered)
+            await Deliveries(store).replay(item.id)
+            replayed = await store.get_item(item.id)
+            keeps = delivered and item.id == post_id
+            assert replayed.failing_since_ms == (item.created_ms if keeps else 0)
+            assert (replayed.uncertain_count, replayed.attempts) == (0, 0)
+            if item.id != post_id:
+                continue
+            await store.finish(await claim(store, fence, item.kind), ItemState.DONE, fence=fence)
+
+
 async def test_a_dropped_message_says_so(tmp_path: Path) -> None:
     async with open_store(tmp_path / "s.db") as store:
         fence = await hear(store, said("$1"))
