@@ -14,17 +14,18 @@ import socket
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 import anyio
-from pydantic import TypeAdapter
 
 from homeroom.background import background
 from homeroom.claim import RETRY_CLAIM_S, HomeserverClaim
 from homeroom.config import Config, Registration, load_registration
+from homeroom.courtesy import Receipts
+from homeroom.deliveries import Deliveries
 from homeroom.directory import Directory, block_after_edit
 from homeroom.errors import (
     HomeroomError,
@@ -46,10 +47,20 @@ from homeroom.model import (
     ItemId,
     ItemKind,
     ItemState,
+    Parked,
     ReplyView,
+    Story,
     SyncReport,
 )
-from homeroom.relay import Relay, chat_items, decide
+from homeroom.relay import Relay, chat_items, decide, held_notices, presence_items
+from homeroom.reports import (
+    SyncStatus,
+    dump_error,
+    dump_report,
+    health_of,
+    read_report,
+    read_status,
+)
 from homeroom.service import Service
 from homeroom.store import Decide, Store, open_store
 from homeroom.sync import OnAction, Reconciler
@@ -71,7 +82,7 @@ HEALTH_LIMIT_S = 5.0
 SYNC_WAIT_S = 45.0
 """How long a tool waits for the reconciliation it asked for: LLM clients give up after 60 s."""
 
-_report = TypeAdapter(SyncReport)
+DAY_S = 86_400.0
 
 
 class App:
@@ -80,14 +91,16 @@ class App:
     def __init__(self, config: Config, store: Store, registration: Registration | None) -> None:
         self.config = config
         self._store, self._registration = store, registration
-        self._mailbox = Mailbox(store)
+        self._mailbox, self._deliveries = Mailbox(store), Deliveries(store)
         self.letta = Service[Letta](partial(open_letta, config), "letta")
         self.matrix: Service[Matrix] | None = None
         if registration:
             self.matrix = Service[Matrix](
                 partial(_open_checked_matrix, config, registration), "matrix"
             )
-        self._reconciler = Reconciler(config, store, self.letta.get, self._get_matrix)
+        self._reconciler = Reconciler(
+            config, store, self.letta.get, self._get_matrix, presence_items
+        )
         self._directory = Directory(self.letta.get, store, config)
         self._spoken: OrderedDict[ItemId, tuple[int, str]] = OrderedDict()
         self._edits = anyio.Lock()
@@ -95,7 +108,6 @@ class App:
         self._bridge_owner = ""
         self._intake = IntakeState()
         self._started_s = time.time()
-        self._last_sync: dict[str, Any] = {}
         self._letta_asked_at_s, self._letta_said = float("-inf"), ""
 
     async def _get_matrix(self) -> Matrix:
@@ -112,8 +124,13 @@ class App:
         """A page of agents in the order of their names. The cursor survives a restart."""
         return await self._directory.page(query, limit, cursor)
 
-    async def sync(self, *, dry_run: bool = False, wait_s: float = SYNC_WAIT_S) -> SyncReport:
+    async def sync(
+        self, *, dry_run: bool = False, confirm_removals: bool = False,
+        wait_s: float = SYNC_WAIT_S,
+    ) -> SyncReport:  # fmt: skip
         """One reconciliation, carried out by whichever process runs the bridge.
+
+        ``confirm_removals`` retires however many agents are gone from Letta: a person's word.
 
         Raises:
             Unsupported: Matrix is not configured.
@@ -121,33 +138,44 @@ class App:
         """
         await self._get_matrix()
         if dry_run:
-            return await self._reconciler.sync(decide=_never, fence=0, dry_run=True, asked=True)
-        request = await self._store.request_sync()
+            return await self._reconciler.sync(
+                decide=_never, fence=0, dry_run=True, asked=True, confirm_removals=confirm_removals
+            )
+        request = await self._store.request_sync(confirm_removals=confirm_removals)
         with anyio.move_on_after(wait_s):
             while True:
                 changed = self._store.changed
                 if found := await self._store.find_sync_report(request):
-                    return _read_report(found)
+                    return read_report(found)
                 await changed.wait()
         raise Unavailable("store", "the sync is still running, or the bridge cannot work now")
 
-    async def sync_once(self, on_action: OnAction, *, dry_run: bool = False) -> SyncReport:
+    async def sync_once(
+        self, on_action: OnAction, *, dry_run: bool = False, confirm_removals: bool = False
+    ) -> SyncReport:
         """One reconciliation: by this process if nobody runs the bridge, else by whoever does."""
         await self._get_matrix()
         if dry_run:
-            return await self.sync(dry_run=True)
+            return await self.sync(dry_run=True, confirm_removals=confirm_removals)
         lease = await self._store.take_lease(self._owner, rank=0, ttl_ms=LEASE_MS, is_gone=_is_gone)
         if not lease.fence:
-            return await self.sync(wait_s=3600.0)
+            return await self.sync(confirm_removals=confirm_removals, wait_s=3600.0)
         try:
             matrix = await self._get_matrix()
             async with background(partial(self._run_renewal, lease.fence)):
-                return await self._reconciler.sync(
-                    decide=self._decide(matrix), fence=lease.fence, asked=True, on_action=on_action
-                )
+                report = await self._reconciler.sync(
+                    decide=self._decide(matrix), fence=lease.fence, asked=True,
+                    confirm_removals=confirm_removals, on_action=on_action,
+                )  # fmt: skip
+                await self._store.finish_sync_requests([], dump_report(report), lease.fence)
+                return report
         finally:
             with anyio.CancelScope(shield=True):
                 await self._store.release_lease(lease.fence)
+
+    async def sync_status(self) -> SyncStatus:
+        """How the last reconciliation ended, whichever process ran it. Asks nobody."""
+        return read_status(*await self._store.find_last_syncs())
 
     # --- chat ------------------------------------------------------------------------------------
 
@@ -182,7 +210,7 @@ class App:
         while True:
             left_s = max(0.0, deadline - time.monotonic())
             item = await self._mailbox.wait_ended(item_id, min(left_s, 1.0))
-            ended = item.state in (ItemState.DONE, ItemState.PARKED)
+            ended = item.state.has_ended
             if ended or left_s <= 0:
                 break
             count, tail = self._spoken.get(item_id, (0, ""))
@@ -209,6 +237,18 @@ class App:
         self._spoken[item_id] = (count + len(piece), (tail + piece)[-TAIL_CHARS:])
         while len(self._spoken) > ANSWERS_FOLLOWED:
             self._spoken.popitem(last=False)
+
+    async def explain(self, name: str) -> Story:
+        """What became of the message with that event id or reply id. Raises NotFound."""
+        return await self._deliveries.explain(name)
+
+    async def list_parked(self, limit: int) -> tuple[list[Parked], int]:
+        """The newest ``limit`` items that were given up, oldest first, and how many there are."""
+        return await self._deliveries.list_parked(limit)
+
+    async def replay_parked(self, item_id: str) -> int:
+        """Puts one of them back at the head of its lane; returns how many come first."""
+        return await self._deliveries.replay(item_id)
 
     # --- memory ----------------------------------------------------------------------------------
 
@@ -252,7 +292,7 @@ class App:
                 "owner": holder.owner if holder else "",
             },
             "items": await self._store.count_items(),
-            "last_sync": self._last_sync,
+            "last_sync": health_of(await self.sync_status()),
             "uptime_s": round(time.time() - self._started_s),
         }
 
@@ -309,6 +349,7 @@ class App:
             in_flight[ItemKind.POST] = POSTS_IN_FLIGHT
         async with anyio.create_task_group() as loops:
             loops.start_soon(self._run_renewal, fence)
+            loops.start_soon(self._run_pruning, fence)
             relay = Relay(
                 self._store, self.letta.get, self._get_matrix, loops,
                 fence=fence, on_progress=self._note_progress,
@@ -324,14 +365,21 @@ class App:
             await anyio.sleep(LEASE_MS / 1000 / 3)
             await self._store.renew_lease(fence, LEASE_MS)
 
+    async def _run_pruning(self, fence: int) -> None:
+        while True:
+            total = 0
+            while count := await self._store.prune(
+                int(self.config.keep_days * DAY_S * 1000), fence
+            ):
+                total += count
+            log.info("store_pruned", extra={"rows": total})
+            await anyio.sleep(DAY_S)
+
     async def _run_matrix(self, service: Service[Matrix], fence: int) -> None:
         """Reads the rooms and keeps them in step, from when the homeserver can be reached."""
         matrix = await service.wait()
         decide_here = self._decide(matrix)
         claim = HomeserverClaim(matrix, await self._store.get_meta("store_id"), self._owner)
-        intake = partial(
-            run_intake, self._store, matrix, decide_here, fence=fence, state=self._intake
-        )
         try:
             while True:
                 self._intake.problem = await claim.take()
@@ -339,15 +387,18 @@ class App:
                     await self._refuse_syncs(self._intake.problem, fence)
                     await anyio.sleep(RETRY_CLAIM_S)
                     continue
-                async with background(intake, partial(self._run_sync, decide_here, fence)):
+                async with background(partial(self._run_sync, decide_here, fence)) as loops:
+                    told = (held_notices, Receipts(matrix, loops).show)
+                    intake = partial(run_intake, fence=fence, state=self._intake)
+                    loops.start_soon(intake, self._store, matrix, decide_here, *told)
                     await claim.keep()
         finally:
             await claim.release()
 
     async def _refuse_syncs(self, why: str, fence: int) -> None:
         if requests := await self._store.pending_sync_requests():
-            refusal = _dump_error(Rejected("matrix", why))
-            await self._store.finish_sync_requests(requests, refusal, fence)
+            refusal = dump_error(Rejected("matrix", why))
+            await self._store.finish_sync_requests([*requests], refusal, fence)
 
     async def _run_sync(self, decide_here: Decide, fence: int) -> None:
         next_s = 0.0
@@ -362,29 +413,29 @@ class App:
                 await changed.wait()
                 await anyio.sleep(0.1)  # one look for a burst of commits
 
-    async def _sync_and_record(self, requests: list[int], decide_here: Decide, fence: int) -> None:
+    async def _sync_and_record(
+        self, requests: Mapping[int, bool], decide_here: Decide, fence: int
+    ) -> None:
         try:
             report = await self._reconciler.sync(
-                decide=decide_here, fence=fence, asked=bool(requests)
-            )
-            text = _report.dump_json(report).decode()
-            self._last_sync = {
-                "at_s": round(time.time()),
-                "agents": report.agent_count,
-                "applied": len(report.applied),
-                "failures": [failure.reason for failure in report.failures][:20],
-                "duration_s": report.duration_s,
-            }
+                decide=decide_here, fence=fence, asked=bool(requests),
+                confirm_removals=any(requests.values()),
+            )  # fmt: skip
+            text = dump_report(report)
         except LeaseLost:
             raise
         except HomeroomError as error:
             log.warning("sync_failed", extra={"reason": str(error)})
-            text = _dump_error(error)
-            self._last_sync = {"at_s": round(time.time()), "error": str(error)}
-        await self._store.finish_sync_requests(requests, text, fence)
+            text = dump_error(error)
+        await self._store.finish_sync_requests([*requests], text, fence)
 
     def _decide(self, matrix: Matrix) -> Decide:
-        return partial(decide, is_ghost=matrix.is_ghost)
+        return partial(
+            decide,
+            is_ghost=matrix.is_ghost,
+            catch_up_ms=self.config.catch_up_s * 1000,
+            keep_ms=self.config.keep_days * DAY_S * 1000,
+        )
 
 
 @asynccontextmanager
@@ -398,7 +449,7 @@ async def open_app(config: Config, *, bridge: bool = True) -> AsyncIterator[App]
     registration = None
     if config.has_matrix and config.matrix_registration:
         registration = load_registration(config.matrix_registration)
-    async with open_store(config.store_path) as store:
+    async with open_store(config.store_path, max_waiting=config.max_waiting) as store:
         app = App(config, store, registration)
         # One inside the other: the bridge ends while its services are still there.
         async with background(app.run_services), background(*([app.run_bridge] if bridge else [])):
@@ -438,22 +489,3 @@ def _is_gone(owner: str) -> bool:
 
 def _never(*_: object) -> Any:
     raise AssertionError("a dry run decides nothing")
-
-
-def _dump_error(error: HomeroomError) -> str:
-    import json
-
-    if isinstance(error, Unavailable):
-        return json.dumps({"unavailable": error.service, "reason": error.reason})
-    return json.dumps({"refused": str(error)})
-
-
-def _read_report(text: str) -> SyncReport:
-    import json
-
-    data = json.loads(text)
-    if "unavailable" in data:
-        raise Unavailable(data["unavailable"], data["reason"])
-    if "refused" in data:
-        raise Misuse(data["refused"])
-    return _report.validate_python(data)

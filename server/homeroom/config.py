@@ -44,9 +44,18 @@ EXAMPLES: Mapping[str, str] = {
     "matrix_registration": "/etc/homeroom/registration.yaml",
     "matrix_room_version": "11",
     "invite": "@you:example.org,@me:example.org",
+    "keep_edits": "topic",
+    "retire_after_s": "7200",
+    "switch_off": "rename,retire",
+    "select_tags": "matrix,team",
+    "select_names": "Support *,Ada",
+    "select_ids": "agent-597b5756-2915-4560-ba6b-91005f085166",
     "sync_interval_s": "30",
     "turn_silence_s": "300",
     "max_turns": "10",
+    "catch_up_s": "3600",
+    "max_waiting": "100",
+    "keep_days": "30",
     "data_dir": "/var/lib/homeroom",
     "http_token": "a-long-random-string",
     "http_hosts": "homeroom.example.org",
@@ -110,6 +119,35 @@ class Config(BaseSettings):
     invite: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Matrix ids invited to every agent room, separated by commas."
     )
+    keep_edits: Literal["nothing", "name", "topic", "both"] = Field(
+        default="topic",
+        description="Which detail of a room stays as a person has set it when the agent's name or "
+        "description changes in Letta. What is not named here is written over then.",
+    )
+    retire_after_s: float = Field(
+        default=7200.0,
+        ge=0.0,
+        le=2592000.0,
+        description="Seconds an agent must be gone from Letta before its room is marked as "
+        "retired: longer than it takes to move or restore a Letta.",
+    )
+    switch_off: Annotated[tuple[Literal["rename", "invites", "retire"], ...], NoDecode] = Field(
+        default=(),
+        description="Parts of the sync that are left to people: `rename` (names and topics after "
+        "the start), `invites`, `retire`; separated by commas.",
+    )
+    select_tags: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Only agents with one of these Letta tags have a home in Matrix, or those that "
+        "one of the next two selects. Separated by commas; all three empty: every agent.",
+    )
+    select_names: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="The same by name: patterns with * and ?, regardless of case.",
+    )
+    select_ids: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="The same by Letta's id of the agent."
+    )
     sync_interval_s: float = Field(
         default=30.0, ge=1.0, le=86400.0, description="Seconds between two reconciliations."
     )
@@ -122,6 +160,27 @@ class Config(BaseSettings):
     )
     max_turns: int = Field(
         default=10, ge=1, le=500, description="Turns in flight at once, over all agents."
+    )
+    catch_up_s: float = Field(
+        default=3600.0,
+        ge=0.0,
+        le=31_536_000.0,
+        description="Seconds. Messages that Homeroom first sees after an outage and that are older "
+        "are answered only when somebody in the room writes !catchup. 0: all that came meanwhile.",
+    )
+    max_waiting: int = Field(
+        default=100,
+        ge=1,
+        le=100_000,
+        description="Messages that may wait for one agent in one conversation. Whoever sends more "
+        "is told at once that it was not taken.",
+    )
+    keep_days: float = Field(
+        default=30.0,
+        ge=1.0,
+        le=3650.0,
+        description="Days that finished messages, and what is known of events, are kept. What was "
+        "given up is kept until a person decides. Older events are never answered.",
     )
     data_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("homeroom")),
@@ -147,6 +206,16 @@ class Config(BaseSettings):
             return tuple(part for part in re.split(r"[,\s]+", value) if part)
         return value
 
+    @field_validator("select_tags", "select_names", "select_ids", "switch_off", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: object, info: Any) -> object:
+        if not isinstance(value, str):
+            return value
+        parts = [part.strip() for part in value.split(",")]  # names and tags may have spaces
+        if info.field_name == "switch_off":
+            parts = [part.lower() for part in parts]
+        return tuple(part for part in parts if part)
+
     @field_validator("invite")
     @classmethod
     def _check_invite(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -170,7 +239,7 @@ class Config(BaseSettings):
             raise ValueError(_NO_SERVER_NAME)
         return value
 
-    @field_validator("log_level", "letta_backend", mode="before")
+    @field_validator("log_level", "letta_backend", "keep_edits", mode="before")
     @classmethod
     def _fold_case(cls, value: object, info: Any) -> object:
         if isinstance(value, str):

@@ -16,7 +16,7 @@ from homeroom.config import Config
 from homeroom.errors import Ambiguous, Conflict, LimitExceeded, Misuse, NotFound
 from homeroom.letta import Letta
 from homeroom.model import Agent, AgentId, AgentPage, AgentView, Block, Mapping, ghost_localpart
-from homeroom.plan import alias_of
+from homeroom.plan import alias_of, is_selected, policy_of
 from homeroom.store import Store
 
 FRESH_S = 30.0
@@ -96,7 +96,8 @@ class Directory:
         alias = alias_of(agent.id, server)
         ghost = f"@{ghost_localpart(agent.id)}:{server}"
         if mapping is None:
-            return AgentView(agent, ghost, "", alias, "not_synced")
+            selected = is_selected(agent, policy_of(self._config))
+            return AgentView(agent, ghost, "", alias, "not_synced" if selected else "not_selected")
         room_id = mapping.room_id or ""
         if mapping.problem:
             return AgentView(agent, ghost, room_id, alias, "failing", mapping.problem)

@@ -35,12 +35,18 @@ class Misuse(HomeroomError):
 
 
 class NotFound(Misuse):
-    """There is no such thing. ``candidates`` are names or ids that do exist, nearest first."""
+    """There is no such thing. ``candidates`` are names or ids that do exist, nearest first.
 
-    def __init__(self, kind: str, name: str, candidates: Sequence[str] = ()) -> None:
+    ``advice`` says what such names look like, where no candidate can.
+    """
+
+    def __init__(
+        self, kind: str, name: str, candidates: Sequence[str] = (), advice: str = ""
+    ) -> None:
         self.kind, self.name, self.candidates = kind, name, tuple(candidates)
         hint = f" Did you mean: {', '.join(self.candidates)}?" if self.candidates else ""
-        super().__init__(f"There is no {kind} {name!r}.{hint}")
+        advice = f" {advice}" if advice else ""
+        super().__init__(f"There is no {kind} {name!r}.{hint}{advice}")
 
 
 class Ambiguous(Misuse):

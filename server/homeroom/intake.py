@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import anyio
 
 from homeroom.errors import Rejected, Unavailable
 from homeroom.matrix import Matrix
-from homeroom.model import RoomEvent
+from homeroom.model import Accepted, RoomEvent, SyncBatch
 from homeroom.retry import pause_s
-from homeroom.store import Decide, Store
+from homeroom.store import Announce, Decide, Store
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +26,10 @@ HEARD_TYPES = frozenset({"m.room.message", "m.room.encrypted"})
 LONG_POLL_MS = 30_000
 """How long the homeserver may hold an empty /sync."""
 
+LIVE_MS = 2 * LONG_POLL_MS
+"""An answer that comes later than this after the one before is no live one: we were suspended."""
 CURSOR_LAG_S = 60.0
-"""How old the stored cursor may get while nobody but us speaks."""
+"""How old the stored cursor, and the time it stands for, may get while nobody but us speaks."""
 REFUSED_PAUSE_S = 30.0
 """A token that is refused does not heal by itself; no need to ask often."""
 
@@ -40,9 +43,10 @@ class IntakeState:
 
 
 async def run_intake(
-    store: Store, matrix: Matrix, decide: Decide, *, fence: int, state: IntakeState
-) -> None:
-    """Reads until cancelled.
+    store: Store, matrix: Matrix, decide: Decide, announce: Announce,
+    on_accepted: Callable[[Accepted], None], *, fence: int, state: IntakeState,
+) -> None:  # fmt: skip
+    """Reads until cancelled; ``on_accepted`` hears of what is safe in the store and must not wait.
 
     A homeserver that is away, or refuses our token, is asked again later; health says so meanwhile.
 
@@ -50,12 +54,13 @@ async def run_intake(
         LeaseLost: another process runs the bridge.
     """
     cursor, failures = await store.get_cursor(), 0
+    heard_ms, live = await store.get_heard_ms(), False
     committed_at_s = float("-inf")
     while True:
         try:
             batch = await matrix.sync(cursor, LONG_POLL_MS if cursor else 0)
         except (Unavailable, Rejected) as error:
-            failures += 1
+            failures, live = failures + 1, False
             state.problem = str(error)
             asked_s = error.retry_after_s if isinstance(error, Unavailable) else REFUSED_PAUSE_S
             wait_s = pause_s(failures, asked_s)
@@ -63,14 +68,43 @@ async def run_intake(
             await anyio.sleep(wait_s)
             continue
         failures, state.problem, state.last_answer_at_s = 0, "", time.time()
-        heard = tuple(e for e in batch.events if _is_message(e) and not matrix.is_ghost(e.sender))
+        now_ms = time.time_ns() // 1_000_000
+        silent_ms = 0 if live and now_ms - heard_ms < LIVE_MS else now_ms - heard_ms
+        heard = tuple(
+            replace(event, late_ms=late_ms(event, batch, matrix.hub, now_ms, silent_ms))
+            for event in batch.events
+            if _is_message(event) and not matrix.is_ghost(event.sender)
+        )
+        if not batch.has_more:  # else what comes next is as old as this
+            heard_ms, live = now_ms, True
         # What our own ghosts said is no news. Reading it again after a crash does no harm, so the
         # cursor may lag behind by that much, and a post costs no commit when it comes back.
         stale = time.monotonic() - committed_at_s > CURSOR_LAG_S
-        if heard or batch.members or batch.left_rooms or (stale and batch.cursor != cursor):
-            await store.record_batch(replace(batch, events=heard), decide, matrix.is_ghost, fence)
+        if heard or batch.members or batch.left_rooms or stale:
+            accepted = await store.record_batch(
+                replace(batch, events=heard), decide, matrix.is_ghost, fence, announce
+            )
+            for newest in accepted:
+                on_accepted(newest)
             committed_at_s = time.monotonic()
         cursor = batch.cursor
+
+
+def late_ms(event: RoomEvent, batch: SyncBatch, hub: str, now_ms: int, silent_ms: int) -> int:
+    """How long an event had been there, ``silent_ms`` after we last heard all there was. Pure.
+
+    Its own time comes from another machine's clock, so it is believed only where it can be true:
+    what we did not hear before cannot be older than our silence, and what comes in a live long
+    poll (no silence) is never late. A homeserver whose clock is hours off therefore loses nothing.
+    In a room that the hub has just joined the silence was longer than ours; there the event is
+    compared with the hub's joining, which has the time of the same clock.
+    """
+    late = min(now_ms - event.origin_server_ts_ms, silent_ms)
+    for member in batch.members:
+        joined = member.user_id == hub and member.membership == "join"
+        if joined and member.room_id == event.room_id:
+            late = max(late, member.at_ms - event.origin_server_ts_ms)
+    return max(0, late)
 
 
 def _is_message(event: RoomEvent) -> bool:

@@ -2,7 +2,8 @@
 
 Owns the order of work and what becomes of an item whose work fails. Knows neither Letta nor
 Matrix: what to do with an item is the courier's business. Invariants: a lane is worked strictly
-in order, one item at a time; an item that was accepted ends as done or parked, never as nothing.
+in order, one item at a time; an item that was accepted ends as done or parked (and a parked one as
+replayed or dropped by a person), never as nothing.
 """
 
 from __future__ import annotations
@@ -68,13 +69,13 @@ class Mailbox:
         return await self._store.get_item(item_id)
 
     async def wait_ended(self, item_id: ItemId, timeout_s: float) -> Item:
-        """The item, as soon as it is done or parked, or as it stands after ``timeout_s``."""
+        """The item, as soon as it has ended, or as it stands after ``timeout_s``."""
         deadline = anyio.current_time() + timeout_s
         while True:
             changed = self._store.changed
             item = await self._store.get_item(item_id)
             left_s = deadline - anyio.current_time()
-            if item.state in (ItemState.DONE, ItemState.PARKED) or left_s <= 0:
+            if item.state.has_ended or left_s <= 0:
                 return item
             with anyio.move_on_after(left_s):
                 await changed.wait()
@@ -134,6 +135,7 @@ class Mailbox:
         except Uncertain as error:
             await self._put_off(item, error, courier, fence, delivered=True)
         except HomeroomError as error:
+            # A refusal proves nothing about what an earlier claim left open.
             await self._park(item, str(error), courier, fence, delivered=item.begun)
         except Exception:
             incident = secrets.token_hex(4)
@@ -180,6 +182,7 @@ class Mailbox:
             ItemState.PARKED,
             fence=fence,
             reason=reason,
+            delivered=delivered,
             then=courier.on_parked(item, reason, delivered=delivered),
         )
 

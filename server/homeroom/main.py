@@ -1,7 +1,8 @@
 """The composition root: commands, exit codes, and what runs inside one process.
 
-The only importer of ``homeroom_tools``. What an LLM client waits for comes first: everything heavy
-(nio, SQLite, rich, the embedded servers) is imported by the command that needs it, when it does.
+With ``commands`` the only importer of ``homeroom_tools``. What an LLM client waits for comes first:
+everything heavy (nio, SQLite, rich, the embedded servers) is imported by the command that needs it,
+when it does.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,6 +21,7 @@ import click
 
 from homeroom import __version__
 from homeroom.background import Loop, background
+from homeroom.commands import add_commands
 from homeroom.config import (
     EXAMPLES,
     Config,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from homeroom.app import App
     from homeroom.local.stack import LocalStack
     from homeroom.model import Action, Failure, SyncReport
+    from homeroom.reports import SyncStatus
 
 EXIT_DRIFT = 2
 EXIT_USAGE = 64
@@ -204,9 +207,15 @@ def serve(http: str | None, config_path: Path | None) -> int:
 
 @cli.command()
 @click.option("--dry-run", is_flag=True, help="Print the plan and touch nothing.")
+@click.option(
+    "--confirm-removals", is_flag=True, help="Retire however many agents are gone from Letta."
+)
+@click.option("--status", is_flag=True, help="Only say how the last sync ended.")
 @_config_option
-def sync(dry_run: bool, config_path: Path | None) -> int:
+def sync(dry_run: bool, confirm_removals: bool, status: bool, config_path: Path | None) -> int:
     """Bring Matrix in step with Letta once. Exit code 0: in step, 2: drift left."""
+    if status and (dry_run or confirm_removals):
+        raise click.UsageError("--status goes with no other option: it changes nothing.")
     config = _start(config_path)
     if not config.has_matrix:
         raise ConfigError(
@@ -214,10 +223,12 @@ def sync(dry_run: bool, config_path: Path | None) -> int:
             "is missing, and there is nothing to sync",
             EXAMPLES["matrix_url"],
         )
-    return anyio.run(_sync, config, dry_run)
+    if status:
+        return anyio.run(_sync_status, config)
+    return anyio.run(_sync, config, dry_run, confirm_removals)
 
 
-async def _sync(config: Config, dry_run: bool) -> int:
+async def _sync(config: Config, dry_run: bool, confirm_removals: bool) -> int:
     from homeroom.app import open_app
 
     def on_action(action: Action, failure: Failure | None) -> None:
@@ -225,9 +236,49 @@ async def _sync(config: Config, dry_run: bool) -> int:
         click.echo(f"{mark:6} {action.kind} {action.agent_name} {action.value}", err=True)
 
     async with open_app(config, bridge=False) as app:
-        report = await app.sync_once(on_action, dry_run=dry_run)
+        report = await app.sync_once(on_action, dry_run=dry_run, confirm_removals=confirm_removals)
     _print_report(report)
     return EXIT_DRIFT if report.left else 0
+
+
+async def _sync_status(config: Config) -> int:
+    from homeroom.app import open_app
+    from homeroom_tools.text import ERROR_CHARS, clean_line
+
+    async with open_app(config, bridge=False) as app:
+        status = await app.sync_status()
+    for label, text in _status_lines(status):
+        click.echo(f"{label:9} {clean_line(text, ERROR_CHARS)}")
+    return 0 if status.in_step else EXIT_DRIFT
+
+
+def _status_lines(status: SyncStatus) -> Iterator[tuple[str, str]]:
+    from homeroom.model import utc_text
+
+    if not status.finished_ms:
+        yield "last run", "none yet: run homeroom serve, or homeroom sync"
+        return
+    yield "last run", utc_text(status.finished_ms)
+    if status.error:
+        yield "error", status.error
+    if (report := status.report) is None:
+        return
+    if status.error:
+        yield "before", f"{utc_text(status.report_ms)}, when it could be done"
+    agents, done = _count(report.agent_count, "agent"), _count(len(report.applied), "action")
+    yield "found", agents
+    yield "did", f"{done} in {report.duration_s:.1f} s"
+    for failure in report.failures:
+        action, again = failure.action, utc_text(failure.next_try_ms) if failure.next_try_ms else ""
+        next_try = f"next try {again}" if again else "tried again only by homeroom sync"
+        yield "failing", f"{action.agent_name}: {action.kind}: {failure.reason} ({next_try})"
+    failed = {failure.action for failure in report.failures}
+    for action in report.left:
+        if action not in failed:
+            why = f"held back: {action.held}" if action.held else action.reason
+            yield "left", f"{action.agent_name}: {action.kind}: {why}"
+    if status.in_step:
+        yield "left", "nothing: Matrix is in step with Letta"
 
 
 def _print_report(report: SyncReport) -> None:
@@ -241,6 +292,8 @@ def _print_report(report: SyncReport) -> None:
     for action in report.planned:
         if action in reasons:
             result = Text(f"failed: {reasons[action]}", "red")
+        elif action.held:
+            result = Text(f"held back: {action.held}", "yellow")
         else:
             result = Text("done", "green") if action in applied else Text("to do")
         row = (action.agent_name, action.kind, action.value, action.reason)
@@ -377,6 +430,9 @@ def demo(keep: bool) -> int:
 
     setup_logging("ERROR")
     return run_demo(keep)
+
+
+add_commands(cli, _start, _config_option)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal, NewType
 
@@ -28,6 +29,11 @@ ItemId = NewType("ItemId", str)
 """Id of a mailbox item. Sorts by time of creation; follows a message from end to end."""
 
 Json = Dict[str, Any]
+
+
+def utc_text(ms: int) -> str:
+    """A point in time for people to read: UTC, to the second."""
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 # --- Letta ---------------------------------------------------------------------------------------
@@ -129,6 +135,8 @@ class RoomEvent:
     content: Json
     origin_server_ts_ms: int
     state_key: str | None = None
+    late_ms: int = 0
+    """How long it had been there when Homeroom first saw it; 0 for one that was seen live."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +147,8 @@ class Member:
     user_id: str
     membership: str
     display_name: str = ""
+    at_ms: int = field(default=0, compare=False)
+    """When it became so, by the homeserver's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +163,8 @@ class SyncBatch:
     events: tuple[RoomEvent, ...] = ()
     members: tuple[Member, ...] = ()
     left_rooms: tuple[RoomId, ...] = ()
+    has_more: bool = False
+    """There is more of the backlog, which the next step brings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +208,12 @@ class Mapping:
     agent_name: str = ""
     problem: str = ""
     """Why the last action on it failed; empty after a success."""
+    missing_since_ms: int = 0
+    """When a complete list of Letta's first lacked the agent; 0 while it is there."""
+    missing_seen: int = 0
+    """How many complete lists lacked it; not counted beyond what a plan asks for."""
+    retired: bool = False
+    """Its room says that the agent is gone from Letta."""
 
 
 # --- The mailbox ---------------------------------------------------------------------------------
@@ -214,6 +232,13 @@ class ItemState(StrEnum):
     """A worker has it and may have touched the outside world."""
     DONE = "done"
     PARKED = "parked"
+    CANCELLED = "cancelled"
+    """A person dropped it after it was parked."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nobody works on it any more (a parked item until a person replays it)."""
+        return self not in (ItemState.WAITING, ItemState.CLAIMED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +278,13 @@ class Item:
     """How many attempts ended with their answer lost."""
     result: Json | None = None
     reason: str = ""
+    replay_count: int = 0
+    """How often a person has put it back after it was parked."""
+
+    @property
+    def cause(self) -> str:
+        """What names it as the cause of a notice: a replay is told of like a new message."""
+        return f"{self.id}.{self.replay_count}" if self.replay_count else self.id
 
     @property
     def key(self) -> str:
@@ -261,11 +293,76 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """One entry of an item's history. ``next_try_ms`` is 0 where it was not put off."""
+
+    at_ms: int
+    state: ItemState
+    reason: str = ""
+    next_try_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HeardEvent:
+    """What is kept of a room event: who, when, where and the rule that decided it. No text."""
+
+    id: EventId
+    room_id: RoomId
+    sender: str
+    sent_ms: int
+    """By the clock of the sender's homeserver."""
+    received_ms: int
+    outcome: str
+    """Empty while it has not been decided: no agent is known to live in the room."""
+    held: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """All that the store knows of one message: its event, its item and what followed from it.
+
+    ``event`` is None for a message of a tool, ``item`` for one that was not relayed.
+    """
+
+    event: HeardEvent | None
+    item: Item | None
+    changes: tuple[Change, ...] = ()
+    place: int = 0
+    """How many open items of its lane come first."""
+    posts: tuple[tuple[Item, tuple[Change, ...]], ...] = ()
+    """The answer's posts and the notices about it, each with its history."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """An item that was given up and waits for a person."""
+
+    item: Item
+    parked_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What becomes of a room event: items for the mailbox, and the rule that decided it."""
 
     outcome: str
     items: tuple[NewItem, ...] = ()
+    held: bool = False
+    """It came too late to be answered by itself: it is kept until somebody asks for it."""
+    releases_held: bool = False
+    """What is held of the room is decided anew, as if it were not late; ``items`` are for the
+    case that nothing is."""
+    if_full: tuple[NewItem, ...] = ()
+    """Instead of ``items``, where too many turns wait on their lane already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The newest message of a room that a commit accepted for its agent."""
+
+    ghost: GhostId
+    room_id: RoomId
+    event_id: EventId
 
 
 # --- Sync ----------------------------------------------------------------------------------------
@@ -276,6 +373,10 @@ ActionKind = Literal[
     "create_room",
     "join_hub",
     "invite_person",
+    "set_room_name",
+    "set_topic",
+    "retire_agent",
+    "restore_agent",
 ]
 
 
@@ -288,7 +389,9 @@ class Action:
     agent_name: str
     reason: str
     value: str = ""
-    """What it sets: the name, the alias or the Matrix id."""
+    """What it sets: the name, the topic, the alias or the Matrix id."""
+    held: str = ""
+    """Why it waits for a person to confirm it; empty: it may be carried out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +401,9 @@ class Failure:
     action: Action
     reason: str
     final: bool
-    """A person must act (a refusal); otherwise the next sync tries again."""
+    """A person must act (a refusal); otherwise a later sync tries again."""
+    next_try_ms: int = 0
+    """When it is tried again by itself; 0: when a person asks for a sync."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +435,7 @@ class AgentView:
     ghost: str
     room_id: str
     alias: str
-    state: Literal["home", "moving_in", "no_matrix", "not_synced", "failing"]
+    state: Literal["home", "moving_in", "no_matrix", "not_synced", "not_selected", "failing"]
     problem: str = ""
 
 
@@ -353,3 +458,37 @@ class ReplyView:
     reason: str = ""
     place_in_lane: int = 0
     """How many items of the same lane come first; 0 means it is being worked on or done."""
+
+
+StoryState = Literal[
+    "undecided",
+    "ignored",
+    "held",
+    "waiting",
+    "working",
+    "answered",
+    "posted",
+    "parked",
+    "cancelled",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    at_ms: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What happened to one message, in sentences and without its text."""
+
+    state: StoryState
+    now: str
+    """Where it stands and what can be done."""
+    steps: tuple[Step, ...]
+    """In the order of time."""
+    item_id: str = ""
+    event_id: str = ""
+    room_id: str = ""
+    sender: str = ""

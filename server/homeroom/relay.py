@@ -8,25 +8,19 @@ told why.
 
 from __future__ import annotations
 
+import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
 from collections.abc import Mapping as Dict
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import anyio
 import anyio.abc
 
-from homeroom.errors import (
-    ConfigError,
-    HomeroomError,
-    NotFound,
-    Rejected,
-    Service,
-    Unavailable,
-    Uncertain,
-)
+from homeroom.courtesy import Typing
+from homeroom.errors import ConfigError, NotFound, Rejected, Service, Unavailable, Uncertain
 from homeroom.letta import Letta
 from homeroom.mailbox import Outcome
 from homeroom.matrix import Matrix
@@ -34,6 +28,7 @@ from homeroom.model import (
     AgentId,
     ConversationId,
     Decision,
+    EventId,
     GhostId,
     Item,
     ItemId,
@@ -44,6 +39,7 @@ from homeroom.model import (
     RoomEvent,
     RoomId,
     Turn,
+    utc_text,
 )
 from homeroom.posts import notice_item, plain_label, text_items
 from homeroom.store import Store
@@ -54,7 +50,8 @@ PRIVATE_SCOPE = "private"
 """The conversation of chats that no room sees."""
 OUR_FAULT = {"M_UNKNOWN_TOKEN", "M_MISSING_TOKEN", "M_EXCLUSIVE", "M_USER_DEACTIVATED"}
 """Refusals that say nothing about the event: a person will mend them, and then it is posted."""
-TYPING_MS = 30_000
+CATCH_UP = "!catchup"
+"""What a member of a room writes to have old messages answered."""
 NOT_TEXT = frozenset({"m.image", "m.file", "m.audio", "m.video", "m.location"})
 
 
@@ -66,15 +63,48 @@ def lane_of_turns(agent_id: AgentId, scope: str) -> str:
 
 
 def decide(
-    event: RoomEvent, mapping: Mapping, people_count: int, *, is_ghost: Callable[[str], bool]
-) -> Decision:
+    event: RoomEvent, mapping: Mapping, people_count: int, *, is_ghost: Callable[[str], bool],
+    catch_up_ms: float = math.inf, keep_ms: float = math.inf,
+) -> Decision:  # fmt: skip
     """What becomes of an event in an agent's room. Pure.
+
+    What would be answered and is more than ``catch_up_ms`` late is held until somebody asks. What
+    is more than ``keep_ms`` late may have been answered and forgotten, so it is left alone.
 
     The homeserver accepts an event only from a member of the room, so whoever is heard is one.
     Source: https://spec.matrix.org/v1.16/rooms/v11/#authorization-rules (rule 5).
     """
     if is_ghost(event.sender):
         return Decision("echo: one of our own ghosts sent it")
+    if event.late_ms > keep_ms:
+        return Decision("too old: what was answered then is not known any more")
+    decision = _decide_on_time(event, mapping, people_count)
+    at_once = decision.releases_held or mapping.retired  # nobody is there to catch up
+    if decision.items and event.late_ms > catch_up_ms and not at_once:
+        late = f"it had been there for {_duration(event.late_ms)} when it was first seen"
+        return Decision(f"too late: {late}", held=True)
+    return decision
+
+
+def held_notices(mapping: Mapping, oldest: EventId, count: int, since_ms: int) -> Sequence[NewItem]:
+    """What a room is told of messages that came too late to be answered by themselves. Pure."""
+    what = "1 message was" if count == 1 else f"{count} messages were"
+    text = (
+        f"⏸️ {what} written here while I was away, the first at {utc_text(since_ms)}. That is"
+        f" long ago, so I do not answer by myself: write {CATCH_UP} and I do, in order."
+    )
+    assert mapping.room_id
+    return (notice_item(mapping.ghost, mapping.room_id, None, text, dedupe_key=f"held:{oldest}"),)
+
+
+def _duration(ms: int) -> str:
+    minutes = ms // 60_000
+    if minutes < 120:
+        return f"{minutes} min" if minutes else f"{ms // 1000} s"
+    return f"{minutes // 60} h" if minutes < 2880 else f"{minutes // 1440} days"
+
+
+def _decide_on_time(event: RoomEvent, mapping: Mapping, people_count: int) -> Decision:
     if event.origin_server_ts_ms < mapping.heard_from_ms:
         return Decision("too old: it was there before Homeroom took the room over")
     if event.type == "m.room.encrypted":
@@ -104,6 +134,17 @@ def decide(
     if kind not in ("m.text", "m.emote") or not text.strip():
         return Decision("empty: it has no text")
     thread = relation.get("event_id") if relation.get("rel_type") == "m.thread" else None
+    thread = thread if isinstance(thread, str) else None
+    if mapping.retired:  # also what asks for old messages: they wait until the agent is back
+        return _refuse_retired(event, mapping, thread)
+    if text.strip().lower() == CATCH_UP:
+        notice = notice_item(
+            mapping.ghost, event.room_id, event.id, "Nothing is left to catch up on here.",
+            dedupe_key=f"catch-up:{event.id}",
+        )  # fmt: skip
+        outcome = "command: what came too late is answered"
+        full = _full_notice(mapping, event, f"Write {CATCH_UP} again when they are answered.")
+        return Decision(outcome, (notice,), releases_held=True, if_full=(full,))
     turn = NewItem(
         lane=lane_of_turns(mapping.agent_id, event.room_id),
         kind=ItemKind.TURN,
@@ -116,11 +157,20 @@ def decide(
             "name_sender": people_count > 1,
             "room_id": event.room_id,
             "event_id": event.id,
-            "thread": thread if isinstance(thread, str) else None,
+            "thread": thread,
         },
         dedupe_key=f"event:{event.id}",
     )
-    return Decision("relayed", (turn,))
+    full = _full_notice(mapping, event, "This one was not taken; write it again later.")
+    return Decision("relayed", (turn,), if_full=(full,))
+
+
+def _full_notice(mapping: Mapping, event: RoomEvent, advice: str) -> NewItem:
+    return notice_item(
+        mapping.ghost, event.room_id, event.id,
+        f"⚠️ Too many messages are waiting for me here already. {advice}",
+        dedupe_key=f"full:{event.id}",
+    )  # fmt: skip
 
 
 def chat_items(
@@ -161,6 +211,41 @@ def chat_items(
     return [turn, *text_items(mapping.ghost, room_id, label, f"mirror:{key}", notice=True)]
 
 
+def replay_notices(item: Item) -> list[NewItem]:
+    """What a room is told when a person has a message of it replayed. Pure.
+
+    A post is replayed without a word: it is seen when it comes.
+    """
+    payload = item.payload
+    room_id = payload.get("room_id") or payload.get("mirror_room_id")
+    if item.kind is not ItemKind.TURN or not room_id:
+        return []
+    whose = "Your message" if payload.get("event_id") else f"The message of {payload['client']}"
+    how = "I find out first whether it was delivered." if item.begun else "It is delivered now."
+    return text_items(
+        payload["ghost"], room_id, f"🔁 {whose} is taken up again. {how}",
+        f"replay:{item.cause}", notice=True, reply_to=payload.get("event_id"),
+        thread=payload.get("thread"),
+    )  # fmt: skip
+
+
+def _refuse_retired(event: RoomEvent, mapping: Mapping, thread: str | None) -> Decision:
+    notice = notice_item(
+        mapping.ghost, event.room_id, event.id, f"⚠️ Your message was not delivered. {_RETIRED}",
+        dedupe_key=f"retired:{event.id}", thread=thread,
+    )  # fmt: skip
+    return Decision("retired: the agent is gone from Letta", (notice,))
+
+
+def presence_items(mapping: Mapping) -> list[NewItem]:
+    """What the room is told when its agent has been retired, or has come back. Said once each."""
+    if mapping.room_id is None:
+        return []
+    text = f"⚠️ {_RETIRED} Nothing was deleted." if mapping.retired else _RETURNED
+    key = f"presence:{mapping.agent_id}:{mapping.missing_since_ms}:{mapping.retired}"
+    return text_items(mapping.ghost, mapping.room_id, text, key, notice=True)
+
+
 def _text_of(content: Json) -> str:
     body = content.get("body")
     if not isinstance(body, str):
@@ -191,7 +276,7 @@ class Relay:
     ) -> None:
         self._store, self._fence = store, fence
         self._letta, self._matrix = letta, matrix
-        self._typing = _Typing(matrix, background)
+        self._typing = Typing(matrix, background)
         self._on_progress = on_progress
         self._whole_agent: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         # Only who holds the lease writes them, so they need not be read twice.
@@ -310,7 +395,7 @@ class Relay:
             if item.dedupe_key.startswith("unposted:"):
                 return ()
             text = f"⚠️ I have an answer here that could not be posted. {reason}"
-            payload, key = item.payload, f"unposted:{item.id}"
+            payload, key = item.payload, f"unposted:{item.cause}"
             return text_items(payload["ghost"], payload["room_id"], text, key, notice=True)
         certainty = "may have been" if delivered else "was not"
         text = f"⚠️ Your message {certainty} delivered. {reason}"
@@ -319,7 +404,7 @@ class Relay:
         if room_id := item.payload.get("mirror_room_id"):
             return tuple(
                 text_items(item.payload["ghost"], room_id, f"⚠️ No answer. {reason}",
-                            f"parked:{item.id}", notice=True)
+                            f"parked:{item.cause}", notice=True)
             )  # fmt: skip
         return ()
 
@@ -327,7 +412,7 @@ class Relay:
         payload = item.payload
         return notice_item(
             payload["ghost"], payload["room_id"], payload["event_id"], text,
-            dedupe_key=f"{why}:{item.id}", thread=payload.get("thread"),
+            dedupe_key=f"{why}:{item.cause}", thread=payload.get("thread"),
         )  # fmt: skip
 
 
@@ -337,55 +422,6 @@ async def _connected(get: Callable[[], Awaitable[T]], service: Service) -> T:
         return await get()
     except (Rejected, ConfigError) as error:
         raise Unavailable(service, str(error)) from error
-
-
-class _Typing:
-    """Shows ghosts typing while their agents work: a courtesy, which may fail without harm.
-
-    It goes on until the answer is posted, and all of it happens in the background: a homeserver
-    does one thing at a time, and the answer shall not wait for the end of the typing.
-    """
-
-    def __init__(
-        self, matrix: Callable[[], Awaitable[Matrix]], background: anyio.abc.TaskGroup
-    ) -> None:
-        self._matrix, self._background = matrix, background
-        self._turns: Counter[tuple[str, str]] = Counter()
-        self._scopes: dict[tuple[str, str], anyio.CancelScope] = {}
-
-    @contextmanager
-    def shown(self, ghost: str, room_id: str) -> Iterator[None]:
-        """Shows it for a turn; after one that failed nobody waits for a post."""
-        place = (ghost, room_id)
-        self._turns[place] += 1
-        if place not in self._scopes:
-            scope = self._scopes[place] = anyio.CancelScope()
-            self._background.start_soon(self._show, GhostId(ghost), RoomId(room_id), scope)
-        try:
-            yield
-        except BaseException:
-            self._turns[place] -= 1
-            self.settle(ghost, room_id)
-            raise
-        self._turns[place] -= 1
-
-    def settle(self, ghost: str, room_id: str) -> None:
-        """Ends it, unless another turn has begun in the room."""
-        place = (ghost, room_id)
-        if not self._turns[place] and (scope := self._scopes.pop(place, None)):
-            scope.cancel()
-
-    async def _show(self, ghost: GhostId, room_id: RoomId, scope: anyio.CancelScope) -> None:
-        with suppress(HomeroomError):
-            matrix = await self._matrix()
-            try:
-                with scope:
-                    while True:
-                        await matrix.set_typing(ghost, room_id, True, TYPING_MS)
-                        await anyio.sleep(TYPING_MS / 1000 * 0.8)
-            finally:
-                with anyio.move_on_after(2, shield=True):
-                    await matrix.set_typing(ghost, room_id, False)
 
 
 def _answers(item: Item, turn: Turn) -> list[NewItem]:
@@ -405,4 +441,9 @@ def _answers(item: Item, turn: Turn) -> list[NewItem]:
     return []
 
 
+_RETIRED = (
+    "I am retired: this agent is gone from Letta, so nobody reads what is written here. When the"
+    " agent is there again, so am I."
+)
+_RETURNED = "I am back: this agent is in Letta again."
 _SILENT = "(I read this and ended my turn without an answer: {reason}.)"

@@ -11,9 +11,10 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from typing import Literal
 
 import anyio
 
@@ -27,6 +28,7 @@ from homeroom.model import (
     AgentId,
     Failure,
     Mapping,
+    NewItem,
     RoomSpec,
     SyncReport,
     ghost_localpart,
@@ -34,8 +36,11 @@ from homeroom.model import (
 from homeroom.plan import (
     Policy,
     apply_to_mapping,
+    may_write,
     new_mapping,
+    observe_missing,
     plan,
+    policy_of,
     room_name,
     room_topic,
     with_new_room,
@@ -51,12 +56,15 @@ LONGEST_PAUSE_S = 3600.0
 """A refusal is final until a person acts; this often we look whether one has."""
 
 OnAction = Callable[[Action, Failure | None], None]
+Presence = Callable[[Mapping], Sequence[NewItem]]
+"""What the room is told once the row says that its agent was retired, or that it is back. Pure."""
 
 
 @dataclass(slots=True)
 class _Trouble:
     failures: int = 0
     next_try_at_s: float = 0.0
+    final: bool = False
     problem: str = ""
     """What was recorded with it. Once the row says something else, waiting has no more sense."""
 
@@ -81,9 +89,12 @@ class Reconciler:
         store: Store,
         letta: Callable[[], Awaitable[Letta]],
         matrix: Callable[[], Awaitable[Matrix]],
+        presence: Presence,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._config, self._store = config, store
         self._letta, self._matrix = letta, matrix
+        self._presence, self._now_ms = presence, now_ms
         self._one_run = anyio.Lock()
         self._trouble: dict[AgentId, _Trouble] = {}
 
@@ -94,9 +105,11 @@ class Reconciler:
         fence: int,
         dry_run: bool = False,
         asked: bool = False,
+        confirm_removals: bool = False,
         on_action: OnAction = lambda action, failure: None,
     ) -> SyncReport:
         """One reconciliation. ``asked``: a person wants it, so what was refused is asked again.
+        ``confirm_removals``: a person says that all who are gone from Letta may be retired.
 
         Raises:
             Unavailable, Rejected: Letta could not list its agents, or the homeserver the hub's
@@ -107,14 +120,16 @@ class Reconciler:
             started = time.monotonic()
             agents = {agent.id: agent for agent in await (await self._letta()).list_agents()}
             mappings = await self._observe(await self._store.list_mappings())
-            policy = Policy(
-                server_name=self._config.matrix_server_name,
-                invite=self._config.invite,
-                ask_again=asked,
+            now_ms = self._now_ms()
+            missing = observe_missing(agents.keys(), mappings, now_ms)
+            mappings |= missing
+            policy = replace(
+                policy_of(self._config), ask_again=asked, confirm_removals=confirm_removals
             )
-            planned = plan(agents.values(), mappings, policy)
+            planned = plan(agents.values(), mappings, policy, now_ms)
             run = _Run(planned, agents, mappings, policy, on_action)
             if not dry_run:
+                await self._store.save_missing(missing.values(), fence)
                 await self._apply_all(run, decide, fence, asked)
             report = SyncReport(
                 agent_count=len(agents),
@@ -155,14 +170,18 @@ class Reconciler:
                 await self._apply_agent(run, agent_id, actions, decide, fence)
 
         async with anyio.create_task_group() as group:
-            for agent_id, actions in groupby(run.planned, key=lambda action: action.agent_id):
+            free = [action for action in run.planned if not action.held]
+            for agent_id, actions in groupby(free, key=lambda action: action.agent_id):
                 mine = list(actions)
                 trouble = self._trouble.get(agent_id)
                 old = run.mappings.get(agent_id)
                 as_left = trouble is not None and old is not None and old.problem == trouble.problem
                 if trouble and as_left and not asked and time.monotonic() < trouble.next_try_at_s:
                     reason = f"put off after {trouble.failures} failures: {trouble.problem}"
-                    run.failures.append(Failure(mine[0], reason, final=False))
+                    next_ms = self._now_ms() + round(
+                        (trouble.next_try_at_s - time.monotonic()) * 1000
+                    )
+                    run.failures.append(Failure(mine[0], reason, trouble.final, next_ms))
                     continue
                 group.start_soon(one, agent_id, mine)
 
@@ -171,8 +190,9 @@ class Reconciler:
     ) -> None:
         """Applies an agent's actions in order; the first failure ends them (a refused invitation
         does not: the others still count)."""
-        agent = run.agents[agent_id]
-        mapping = run.mappings.get(agent_id) or new_mapping(agent, run.policy.server_name)
+        known = run.mappings.get(agent_id)
+        agent = run.agents.get(agent_id) or Agent(agent_id, known.agent_name if known else "")
+        mapping = known or new_mapping(agent, run.policy.server_name)
         queue = deque(actions)
         while queue:
             action, failure = queue.popleft(), None
@@ -195,17 +215,18 @@ class Reconciler:
                     queue.extend(new)
                     run.planned.extend(new)
                 continue
-            run.failures.append(failure)
             log.warning(
                 "action_failed",
                 extra={"agent": agent_id, "action": action.kind, "reason": failure.reason},
             )
             if action.kind == "invite_person" and failure.final:
+                run.failures.append(failure)
                 refused = (*mapping.refused, (action.value, failure.reason))
                 mapping = replace(mapping, refused=tuple(dict(refused).items()))
                 await self._store.save_mapping(mapping, decide, fence)
                 continue
-            await self._note_trouble(mapping, failure, decide, fence)
+            next_ms = await self._note_trouble(mapping, failure, decide, fence)
+            run.failures.append(replace(failure, next_try_ms=next_ms))
             return
         self._trouble.pop(agent_id, None)
         if mapping.problem:
@@ -213,13 +234,18 @@ class Reconciler:
 
     async def _note_trouble(
         self, mapping: Mapping, failure: Failure, decide: Decide, fence: int
-    ) -> None:
+    ) -> int:
+        """Puts the agent off. Returns when (ms) it is tried again."""
         trouble = self._trouble.setdefault(mapping.agent_id, _Trouble())
         trouble.failures += 1
         pause = LONGEST_PAUSE_S if failure.final else pause_s(trouble.failures)
         trouble.next_try_at_s = time.monotonic() + pause
-        trouble.problem = failure.reason
+        trouble.problem, trouble.final = failure.reason, failure.final
+        if stored := await self._store.find_mapping(mapping.agent_id):
+            # A write that failed may have been carried out: what the row has forgotten stays so.
+            mapping = replace(mapping, room_name=stored.room_name, topic=stored.topic)
         await self._store.save_mapping(replace(mapping, problem=failure.reason), decide, fence)
+        return self._now_ms() + round(pause * 1000)
 
     async def _apply(
         self, action: Action, agent: Agent, mapping: Mapping, policy: Policy,
@@ -241,9 +267,42 @@ class Reconciler:
             case "invite_person":
                 assert mapping.room_id
                 await matrix.invite(mapping.ghost, mapping.room_id, action.value)
+            case "set_room_name" | "retire_agent" | "restore_agent":
+                await self._write_detail(matrix, mapping, action, "name", policy, decide, fence)
+            case "set_topic":
+                await self._write_detail(matrix, mapping, action, "topic", policy, decide, fence)
+        since_ms = mapping.missing_since_ms
         mapping = apply_to_mapping(mapping, action, agent, policy)
-        await self._store.save_mapping(mapping, decide, fence)
+        tells = action.kind in ("retire_agent", "restore_agent")
+        then = self._presence(replace(mapping, missing_since_ms=since_ms)) if tells else ()
+        await self._store.save_mapping(mapping, decide, fence, then)
         return mapping
+
+    async def _write_detail(
+        self, matrix: Matrix, mapping: Mapping, action: Action, detail: Literal["name", "topic"],
+        policy: Policy, decide: Decide, fence: int,
+    ) -> None:  # fmt: skip
+        """Gives the room the name or topic of ``action``, unless it has it or keeps a person's.
+
+        What was applied before is forgotten first: if we die before the new value is recorded, the
+        next plan looks again, whatever Letta says by then.
+        """
+        if mapping.room_id is None:
+            return  # retired before its room was made
+        is_name = detail == "name"
+        applied = mapping.room_name if is_name else mapping.topic
+        found = await matrix.find_state(mapping.ghost, mapping.room_id, f"m.room.{detail}")
+        content, sender = found or ({}, "")
+        current = content.get(detail)
+        current = current if isinstance(current, str) else ""
+        ours = matrix.is_ghost(sender) if sender else None
+        keep = policy.keep_edits
+        if current == action.value or not may_write(detail, applied, current, ours=ours, keep=keep):
+            return
+        unsure = replace(mapping, room_name="") if is_name else replace(mapping, topic="")
+        await self._store.save_mapping(unsure, decide, fence)
+        write = matrix.set_name if is_name else matrix.set_topic
+        await write(mapping.ghost, mapping.room_id, action.value)
 
     async def _ensure_room(
         self, matrix: Matrix, agent: Agent, mapping: Mapping, policy: Policy,
@@ -259,11 +318,12 @@ class Reconciler:
         localpart = ghost_localpart(agent.id)
         room_id = await matrix.find_room(matrix.alias(localpart))
         if room_id is None:
+            people = policy.invite if policy.invites else ()
             spec = RoomSpec(
                 alias_localpart=localpart,
                 name=room_name(agent),
                 topic=room_topic(agent),
-                invite=(matrix.hub, *policy.invite),
+                invite=(matrix.hub, *people),
                 admins=policy.invite,
                 version=self._config.matrix_room_version,
                 marker={"agent_id": agent.id, "store_id": store_id},

@@ -217,6 +217,8 @@ async def test_name_and_topic_can_be_changed(
         assert await matrix.get_state(ghost, room, "m.room.name") == {"name": "New"}
         topic = await matrix.get_state(ghost, room, "m.room.topic")
         assert topic is not None and topic["topic"] == "Other"
+        assert await matrix.find_state(ghost, room, "m.room.name") == ({"name": "New"}, ghost)
+        assert await matrix.find_state(ghost, room, "m.room.avatar") is None
 
 
 # --- Posts ---------------------------------------------------------------------------------------

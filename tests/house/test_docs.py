@@ -128,6 +128,9 @@ def test_every_command_and_option_is_in_the_readme() -> None:
     for name, command in cli.commands.items():
         assert f"`homeroom {name}" in text, name
         for option in command.params:
+            if option.param_type_name == "argument":
+                assert f" {option.human_readable_name}" in text, option.opts
+                continue
             assert f"`{option.opts[0]}" in text or f" {option.opts[0]}" in text, option.opts
 
 

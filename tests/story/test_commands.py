@@ -6,18 +6,25 @@ import stat
 from pathlib import Path
 
 import yaml
+from mcp import Client
 
 from support.home import Home
+from support.talk import REPLY_S, answers, ask
 
 
 async def test_sync_shows_its_plan_does_it_and_then_finds_nothing_to_do(home: Home) -> None:
     await home.letta.create_agent("Ada")
+    never = home.run("sync", "--status")
+    assert never.returncode == 2 and "none yet" in never.stdout
     plan = home.run("sync", "--dry-run")
     assert plan.returncode == 2, plan.stderr
     assert "create_room" in plan.stdout and "to do" in plan.stdout
     done = home.run("sync")
     assert done.returncode == 0, done.stderr
     assert "done" in done.stdout
+    status = home.run("sync", "--status")
+    assert status.returncode == 0, status.stdout + status.stderr
+    assert "in step" in status.stdout and "did       4 actions" in status.stdout
     again = home.run("sync")
     assert again.returncode == 0 and "0 actions planned" in again.stdout
 
@@ -29,6 +36,67 @@ async def test_sync_beside_a_running_bridge_is_done_by_the_bridge(home: Home) ->
         done = home.run("sync")
         assert done.returncode == 0, done.stderr
         assert "Brook" in done.stdout
+
+
+async def test_explain_tells_a_persons_message_from_its_event_to_its_answer(home: Home) -> None:
+    await home.letta.create_agent("Ada")
+    async with home.login() as alice:
+        with home.service() as service:
+            room = await alice.join(await alice.wait_invite())
+            asked = await alice.say(room, "!say the answer")
+            answer = await alice.wait_event(answers(asked), REPLY_S)
+            async with Client(f"{service.url}/mcp") as client:
+                told = await client.call_tool("explain_delivery", {"id": asked})
+    story = home.run("explain", asked)  # with no process running
+    assert story.returncode == 0, story.stderr
+    for part in (
+        f"Received from {alice.id} in {room}",
+        "attempt 1",
+        answer["event_id"],
+        "answered",
+    ):
+        assert part in story.stdout
+    assert "the answer" not in story.stdout.lower().replace("the answer was posted", "")
+    assert told.structured_content and told.structured_content["reply_id"] in story.stdout
+    unknown = home.run("explain", "$nothing")
+    assert unknown.returncode == 1 and "begins with $" in unknown.stderr
+    assert unknown.stdout == "" and "Traceback" not in unknown.stderr
+
+
+async def test_a_message_that_was_given_up_is_replayed_and_then_dropped(home: Home) -> None:
+    await home.letta.create_agent("Ada")
+    async with home.login() as alice:
+        with home.service():
+            room = await alice.join(await alice.wait_invite())
+            await ask(alice, room, "!say warm")
+            assert home.run("parked").stdout == "0 parked\n"
+            asked = await alice.say(room, "!status 401 bad key")
+            notice = await alice.wait_event(answers(asked), REPLY_S)
+            assert "was not delivered" in notice["content"]["body"]
+            listed = home.run("parked").stdout
+            item_id = listed.split()[0]
+            assert f"message of {alice.id}, {room}, was not delivered" in listed
+            assert "!status" not in listed
+            replayed = home.run("parked", "replay", item_id)
+            assert replayed.returncode == 0, replayed.stderr
+            await alice.wait_event(
+                lambda e: "taken up again. It is delivered now" in e["content"].get("body", "")
+            )
+            await alice.wait_event(  # refused once more, and said once more
+                lambda e: (
+                    answers(asked)(e)
+                    and "was not delivered" in e["content"]["body"]
+                    and e["event_id"] != notice["event_id"]
+                )
+            )
+            assert (await ask(alice, room, "!say next"))["content"]["body"] == "next"
+        shown = home.run("parked", "show", item_id).stdout
+        assert shown.count("Given up: ") == 2 and "a person had it replayed" in shown
+        assert home.run("parked", "drop", item_id).stdout == f"{item_id} is dropped\n"
+        again = home.run("parked", "replay", item_id)
+        assert again.returncode == 1 and "is cancelled, not parked" in again.stderr
+        unknown = home.run("parked", "drop", "nope")
+        assert unknown.returncode == 1 and "no parked item 'nope'" in unknown.stderr
 
 
 async def test_doctor_passes_on_a_sound_installation_and_names_the_sick_part(home: Home) -> None:
@@ -96,5 +164,28 @@ def test_a_misspelt_variable_is_pointed_out(home: Home) -> None:
 
 def test_the_help_names_every_command(home: Home) -> None:
     said = home.run("--help").stdout
-    for command in ("serve", "sync", "registration", "doctor", "up", "demo"):
+    for command in ("serve", "sync", "registration", "doctor", "explain", "parked", "up", "demo"):
         assert command in said
+
+
+async def test_only_selected_agents_move_in_and_what_is_switched_off_is_left_to_people(
+    home: Home,
+) -> None:
+    ada = await home.letta.create_agent("Ada", tags=("team",))
+    await home.letta.create_agent("Brook")
+    settings = {"HOMEROOM_SELECT_TAGS": "team", "HOMEROOM_SWITCH_OFF": "rename,invites"}
+    done = home.run("sync", **settings)
+    assert done.returncode == 0, done.stderr
+    assert "Ada" in done.stdout and "Brook" not in done.stdout
+    async with home.login() as alice:
+        assert alice.invites() == []
+        await home.letta.rename_agent(ada.id, "Adele")
+        again = home.run("sync", **settings)
+        assert again.returncode == 0 and "0 actions planned" in again.stdout
+        everything = home.run("sync")
+        assert everything.returncode == 0, everything.stdout
+        assert "set_room_name" in everything.stdout and "Brook" in everything.stdout
+        names: set[str] = set()
+        while len(names) < 2:
+            names.add(await alice.room_name(await alice.join(await alice.wait_invite())))
+        assert names == {"Adele - Letta Agent Chat", "Brook - Letta Agent Chat"}

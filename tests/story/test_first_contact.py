@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import anyio
+from mcp import Client
 
 from support.home import Home
-from support.person import Person
+from support.person import Event, Person
 from support.synapse import PASSWORD
 from support.talk import REPLY_S, answers, ask
 
@@ -20,7 +21,7 @@ async def test_an_agent_gets_a_ghost_and_a_room_and_answers_in_it(home: Home) ->
             ghost = "@agent_" + agent.id.removeprefix("agent-").replace("-", "_") + ":hs.test"
             assert await alice.room_name(room) == "Ada - Letta Agent Chat"
             topic = await alice.state(room, "m.room.topic")
-            assert topic["topic"] == "Chat with Ada (Letta Agent)"
+            assert topic["topic"] == "Chat with Ada (Letta Agent): Keeps notes"
             create = next(e for e in await alice.messages(room, ("m.room.create",)))
             assert create["sender"] == ghost, "the ghost made the room itself"
             assert create["content"]["room_version"] == "11"
@@ -35,6 +36,38 @@ async def test_an_agent_gets_a_ghost_and_a_room_and_answers_in_it(home: Home) ->
             assert answer["content"]["msgtype"] == "m.text"
             assert answer["content"]["body"] == "**Hi** there"
             assert answer["content"]["formatted_body"] == "<p><strong>Hi</strong> there</p>"
+
+
+async def test_a_message_is_marked_as_read_by_the_ghost_once_it_is_accepted(home: Home) -> None:
+    await home.letta.create_agent("Ada")
+    async with home.login() as alice:
+        with home.service():
+            room = await alice.join(await alice.wait_invite())
+            event_id = await alice.say(room, "!delay 3\n!say done")
+            receipt = await alice.wait_event(
+                lambda e: e["type"] == "m.receipt" and event_id in e["content"]
+            )
+            answer = await alice.wait_event(answers(event_id), REPLY_S)
+            assert set(receipt["content"][event_id]["m.read"]) == {answer["sender"]}
+            assert alice.events.index(receipt) < alice.events.index(answer)
+
+
+async def test_whoever_sends_too_much_is_told_at_once_in_the_room_and_over_mcp(home: Home) -> None:
+    await home.letta.create_agent("Ada")
+    async with home.login() as alice:
+        with home.service(HOMEROOM_MAX_WAITING="1") as service:
+            room = await alice.join(await alice.wait_invite())
+            first = await alice.say(room, "!delay 4\n!say first")
+            second = await alice.say(room, "!say second")
+            notice = await alice.wait_event(answers(second), REPLY_S)
+            assert "Too many messages are waiting" in notice["content"]["body"]
+            async with Client(f"{service.url}/mcp") as client:
+                refused = await client.call_tool(
+                    "chat_with_agent", {"agent": "Ada", "message": "x", "wait_s": 0}
+                )
+            assert refused.is_error and "at most 1 messages waiting" in str(refused.content)
+            answer = await alice.wait_event(answers(first), REPLY_S)
+            assert alice.events.index(notice) < alice.events.index(answer)
 
 
 async def test_the_ghost_is_seen_typing_while_the_agent_works(home: Home) -> None:
@@ -150,6 +183,8 @@ async def test_a_renamed_agent_keeps_its_room_and_its_ghost_takes_the_name(home:
             )
             assert alice.invites() == []
             assert (await ask(alice, room, "!say same room"))["content"]["body"] == "same room"
+            await alice.wait_event(is_state("m.room.name", "Adele - Letta Agent Chat"))
+            await alice.wait_event(is_state("m.room.topic", "Chat with Adele (Letta Agent)"))
 
 
 async def test_an_agent_with_a_name_no_database_takes_harms_nobody(home: Home) -> None:
@@ -181,3 +216,41 @@ async def test_a_long_answer_in_chinese_arrives_whole(home: Home) -> None:
             )
             bodies = await alice.bodies(room)
             assert "".join(bodies[1:]).replace(" ", "") == f"{text}**end**"
+
+
+async def test_a_changed_description_is_shown_in_the_topic_until_a_person_writes_their_own(
+    home: Home,
+) -> None:
+    agent = await home.letta.create_agent("Ada")
+    async with home.login() as alice:
+        with home.service(HOMEROOM_SYNC_INTERVAL_S="1"):
+            room = await alice.join(await alice.wait_invite())
+            await home.letta.describe_agent(agent.id, "Keeps notes")
+            topic = "Chat with Ada (Letta Agent): Keeps notes"
+            await alice.wait_event(is_state("m.room.topic", topic))
+
+            await alice.send_state(room, "m.room.topic", {"topic": "Ours"})
+            await alice.send_state(room, "m.room.name", {"name": "Our Ada"})
+            await home.letta.rename_agent(agent.id, "Adele")
+            await alice.wait_event(is_state("m.room.name", "Adele - Letta Agent Chat"))
+            await home.letta.rename_agent(agent.id, "Agnes")
+            await alice.wait_event(is_state("m.room.name", "Agnes - Letta Agent Chat"))
+            assert (await alice.state(room, "m.room.topic"))["topic"] == "Ours"
+
+
+async def test_a_name_that_a_person_gave_a_room_stays_if_the_settings_say_so(home: Home) -> None:
+    agent = await home.letta.create_agent("Ada")
+    async with home.login() as alice:
+        with home.service(HOMEROOM_SYNC_INTERVAL_S="1", HOMEROOM_KEEP_EDITS="name"):
+            room = await alice.join(await alice.wait_invite())
+            await alice.send_state(room, "m.room.topic", {"topic": "Ours"})
+            await alice.send_state(room, "m.room.name", {"name": "Our Ada"})
+            await home.letta.rename_agent(agent.id, "Adele")
+            await alice.wait_event(is_state("m.room.topic", "Chat with Adele (Letta Agent)"))
+            assert await alice.room_name(room) == "Our Ada"
+
+
+def is_state(event_type: str, value: str) -> Callable[[Event], bool]:
+    """Whether an event gives a room that name or topic."""
+    field = event_type.rpartition(".")[2]
+    return lambda e: e["type"] == event_type and e["content"].get(field) == value

@@ -27,6 +27,31 @@ async def test_what_was_said_while_the_bridge_was_down_is_answered_once_and_in_o
             assert list(found) == [before, *asked]
 
 
+async def test_what_is_too_old_is_announced_and_answered_in_order_when_a_member_asks(
+    home: Home,
+) -> None:
+    await home.letta.create_agent("Ada")
+    async with home.login() as alice:
+        with home.service(HOMEROOM_CATCH_UP_S="0") as service:
+            room = await alice.join(await alice.wait_invite())
+            await ask(alice, room, "!say live is never old")
+            service.stop()
+            asked = [await alice.say(room, f"!say {n}") for n in range(5)]
+            service.start()
+            notice = await alice.wait_event(
+                lambda e: "!catchup" in e["content"].get("body", ""), REPLY_S
+            )
+            assert "5 messages were written" in notice["content"]["body"]
+            await ask(alice, room, "!say new")
+            assert not set(asked) & set(answers_in(await alice.messages(room)))
+            await alice.say(room, "!catchup")
+            for event_id in asked:
+                await alice.wait_event(answers(event_id), REPLY_S)
+            found = answers_in(await alice.messages(room))
+            assert [found[event_id] for event_id in asked] == [[str(n)] for n in range(5)]
+            assert [event_id for event_id in found if event_id in asked] == asked
+
+
 async def test_a_lost_store_finds_the_rooms_again_and_answers_nothing_old(home: Home) -> None:
     """No second room is made, and on a first start what was there before stays unanswered."""
     await home.letta.create_agent("Ada")

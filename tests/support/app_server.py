@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,29 @@ class AppServerHarness:
     async def rename_agent(self, agent_id: AgentId, name: str) -> None:
         async with AppServerLetta.connect(self.url, self.token) as letta:
             await letta.rename_agent(agent_id, name)
+
+    async def describe_agent(self, agent_id: AgentId, description: str) -> None:
+        async with AppServerLetta.connect(self.url, self.token) as letta:
+            body = {"description": description}
+            await letta._link.request("agent_update", key=description, agent_id=agent_id, body=body)
+
+    def lose_agents(self) -> None:
+        """Restarts it as one that was set up anew, without its agents."""
+        self._move(self._agents, self._agents.with_name("agents-lost"))
+
+    def restore_agents(self) -> None:
+        """Restarts it with what ``lose_agents`` took away, as from a backup."""
+        self._move(self._agents.with_name("agents-lost"), self._agents)
+
+    @property
+    def _agents(self) -> Path:
+        return self.directory / "backend/agents"
+
+    def _move(self, source: Path, target: Path) -> None:
+        self.stop()
+        shutil.rmtree(target, ignore_errors=True)
+        source.rename(target)
+        self.start()
 
     async def delete_agent(self, agent_id: AgentId) -> None:
         async with AppServerLetta.connect(self.url, self.token) as letta:

@@ -21,9 +21,17 @@ from homeroom.model import (
     AgentView,
     Block,
     Failure,
+    Item,
+    ItemId,
+    ItemKind,
+    ItemState,
+    Parked,
     ReplyView,
+    Step,
+    Story,
     SyncReport,
 )
+from homeroom.reports import SyncStatus
 
 Behaviour = Literal["echo", "slow", "fail", "crash", "down"]
 CRASH_TEXT = "secret detail of a bug"
@@ -56,10 +64,15 @@ class FakeApp:
         self.behaviours: dict[AgentId, Behaviour] = {}
         self.blocks: dict[AgentId, dict[str, Block]] = {}
         self.chats: dict[str, Chat] = {}
+        self.stories = {"$asked": sample_story()}
+        self.parked = [sample_parked()]
         self.taken = asyncio.Event()
         """Set once a message was taken."""
         self.problem = ""
         self.report = SyncReport(0, (), (), (), 0.0)
+        self.status = SyncStatus()
+        self.confirmed = False
+        """Whether the last sync was told that removals are meant."""
         self.add("Ada", "echo", "Answers at once", Block("persona", "I am Ada.", limit=100))
         self.add("Slow Sam", "slow", "Takes its time")
 
@@ -87,8 +100,12 @@ class FakeApp:
         more = str(start + limit) if start + limit < len(found) else ""
         return AgentPage(tuple(self._view(agent) for agent in page), len(found), more)
 
-    async def sync(self, *, dry_run: bool) -> SyncReport:
+    async def sync(self, *, dry_run: bool, confirm_removals: bool) -> SyncReport:
+        self.confirmed = confirm_removals
         return replace(self.report, dry_run=dry_run)
+
+    async def sync_status(self) -> SyncStatus:
+        return self.status
 
     async def chat(self, agent: str, message: str, *, client: str, mirror: bool) -> str:
         found = self._find(agent)
@@ -129,6 +146,19 @@ class FakeApp:
             chat.reason,
             chat.ahead,
         )
+
+    async def explain(self, name: str) -> Story:
+        if name not in self.stories:
+            raise NotFound("message", name, advice="Give the id of a message.")
+        return self.stories[name]
+
+    async def list_parked(self, limit: int) -> tuple[list[Parked], int]:
+        return self.parked[-limit:], len(self.parked)
+
+    async def replay_parked(self, item_id: str) -> int:
+        if item_id not in [parked.item.id for parked in self.parked]:
+            raise NotFound("parked item", item_id)
+        return 2
 
     async def get_memory(self, agent: str, label: str) -> tuple[Agent, list[Block]]:
         found = self._find(agent)
@@ -203,6 +233,23 @@ class FakeApp:
             teller.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await teller
+
+
+def sample_story(reason: str = "the model refused", count: int = 1) -> Story:
+    """A message that was given up for ``reason`` after ``count`` tries."""
+    steps = tuple(Step(1_000 * number, f"Given up: {reason}") for number in range(count))
+    return Story(
+        "parked", "It was given up.", steps, "item-1", "$asked", "!0001:example.org", "@you:h"
+    )
+
+
+def sample_parked(reason: str = "the model refused", sender: str = "@you:h") -> Parked:
+    payload = {"agent_id": "agent-0001", "room_id": "!0001:example.org", "sender": sender}
+    item = Item(
+        ItemId("item-1"), "lane", ItemKind.TURN, payload, "event:$asked", ItemState.PARKED,
+        attempts=1, created_ms=0, begun=True, reason=reason,
+    )  # fmt: skip
+    return Parked(item, 1_000)
 
 
 def sample_report(agent_name: str = "Ada", reason: str = "has no room yet") -> SyncReport:

@@ -127,7 +127,7 @@ def make_home(
     """The settings for these servers; ``people`` are localparts that are invited everywhere."""
     directory.mkdir(parents=True, exist_ok=True)
     environ = {
-        "PATH": os.environ["PATH"],
+        **{name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ},
         "HOME": str(directory),
         "HOMEROOM_LETTA_URL": letta.url,
         "HOMEROOM_LETTA_TOKEN": letta.config().letta_token.get_secret_value(),

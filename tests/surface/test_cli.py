@@ -40,7 +40,12 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_a_mistyped_command_line_ends_with_64_because_2_means_drift(
     command: str, wrong: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [command, wrong] if command else [wrong]
+    wanted = (
+        [p for p in cli.commands[command].params if p.param_type_name == "argument"]
+        if command
+        else []
+    )
+    arguments = [*filter(None, [command]), *("x" for _ in wanted), wrong]
     assert run(monkeypatch, *arguments) == EXIT_USAGE == 64
     shown = capsys.readouterr()
     assert wrong in shown.err and shown.out == ""

@@ -18,7 +18,11 @@ import pytest
 from mcp.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 
+from homeroom_tools import register
+from support.fake_app import FakeApp
 from support.fake_process import EXIT_LIMIT_S, SERVER, SLACK_S, START_LIMIT_S, environment
+
+TOOL_COUNT = len(register(FakeApp()))  # type: ignore[arg-type]
 
 MODERN = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
@@ -112,12 +116,12 @@ def test_a_client_that_probes_and_falls_back_is_served(wire: Wire) -> None:
     assert probe["result"]["supportedVersions"] == ["2026-07-28"]
     assert probe["result"]["instructions"]
     assert wire.handshake()["result"]["protocolVersion"] == "2025-11-25"
-    assert len(wire.call("tools/list")["result"]["tools"]) == 6
+    assert len(wire.call("tools/list")["result"]["tools"]) == TOOL_COUNT
 
 
 def test_a_client_that_probes_and_stays_is_served(wire: Wire) -> None:
     wire.call("server/discover", {"_meta": MODERN})
-    assert len(wire.call("tools/list", {"_meta": MODERN})["result"]["tools"]) == 6
+    assert len(wire.call("tools/list", {"_meta": MODERN})["result"]["tools"]) == TOOL_COUNT
     again = wire.call("server/discover", {"_meta": MODERN})
     first = json.loads(wire.lines[0])["result"]
     assert again["result"]["capabilities"] == first["capabilities"]

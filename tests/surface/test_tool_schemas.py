@@ -32,9 +32,13 @@ CONTRACT = {
         "expected_revision": "",
         "force": False,
     },
-    "sync_agents": {"dry_run": False},
+    "sync_agents": {"dry_run": False, "confirm_removals": False},
+    "get_sync_status": {},
+    "explain_delivery": {"id": ...},
+    "list_parked": {"limit": 20},
+    "replay_parked": {"id": ...},
 }
-MAX_LIST_BYTES = 16 * 1024
+MAX_LIST_BYTES = 20 * 1024
 
 
 @pytest.fixture(params=["2026-07-28", "legacy"])

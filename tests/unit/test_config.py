@@ -55,6 +55,9 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatc
     ("name", "value", "says"),
     [
         ("letta_url", None, "is missing"),
+        ("switch_off", "rename,avatars", "'rename', 'invites' or 'retire'"),
+        ("keep_edits", "all", "'nothing', 'name', 'topic' or 'both'"),
+        ("retire_after_s", "-1", "greater than or equal to 0"),
         ("letta_url", "localhost:8283", "must be a URL"),
         ("letta_url", "http://user:pw@host", "must not carry a user"),
         ("letta_backend", "rset", "'auto', 'rest', 'app-server' or 'openai'"),
@@ -179,3 +182,12 @@ def test_a_broken_registration_says_what_is_wrong_and_no_token(
         load_registration(path)
     tokens = re.findall(r"_token: (\S{20,})", text)
     assert not any(token in str(caught.value) for token in tokens)
+
+
+def test_names_and_tags_may_have_spaces_and_parts_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOMEROOM_LETTA_URL", "http://l:1")
+    monkeypatch.setenv("HOMEROOM_SELECT_NAMES", "Support *, Ada,")
+    monkeypatch.setenv("HOMEROOM_SWITCH_OFF", "Rename, retire")
+    config = load_config()
+    assert config.select_names == ("Support *", "Ada")
+    assert config.switch_off == ("rename", "retire")

@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from homeroom.background import background
-from homeroom.errors import HomeroomError, LeaseLost, NotFound, Rejected, Unavailable, Uncertain
+from homeroom.errors import (
+    HomeroomError,
+    LeaseLost,
+    Misuse,
+    NotFound,
+    Rejected,
+    Unavailable,
+    Uncertain,
+)
 from homeroom.mailbox import Mailbox, Outcome
 from homeroom.model import Item, ItemId, ItemKind, ItemState, NewItem
 from homeroom.store import Store, open_store
@@ -162,6 +170,109 @@ async def test_a_file_that_is_no_store_is_refused_and_left_alone(tmp_path: Path)
 async def test_the_store_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
     async with open_store(tmp_path / "deep" / "s.db"):
         assert (tmp_path / "deep" / "s.db").stat().st_mode & 0o077 == 0
+
+
+# --- parked items --------------------------------------------------------------------------------
+
+
+async def park(store: Store, fence: int, *, delivered: bool) -> Item:
+    item = await claim(store, fence)
+    assert item
+    await store.finish(item, ItemState.PARKED, fence=fence, reason="no", delivered=delivered)
+    return item
+
+
+def tell(item: Item) -> list[NewItem]:
+    return [new("told", f"replay:{item.cause}")]
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_a_replayed_item_is_sent_afresh_or_looked_for_first(
+    tmp_path: Path, delivered: bool
+) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        fence = await lease(store)
+        await store.put([new("a", "1")])
+        before = await park(store, fence, delivered=delivered)
+        replayed, place = await store.replay(before.id, tell)
+        assert (replayed.id, place, replayed.attempts) == (before.id, 0, 0)
+        again = await claim(store, fence)
+        assert again and again.begun is delivered
+        assert (again.key == before.key) is delivered
+
+
+async def test_a_replayed_item_goes_before_newer_ones_and_never_beside_one(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        fence = await lease(store)
+        await store.put([new("a", "1"), new("a", "2"), new("a", "3")])
+        first = await park(store, fence, delivered=False)
+        second = await claim(store, fence)
+        await store.replay(first.id, lambda item: [])
+        assert await claim(store, fence) is None, "the lane is being worked"
+        assert second
+        await store.finish(second, ItemState.DONE, fence=fence)
+        again = await claim(store, fence)
+        assert again and again.id == first.id
+
+
+async def test_each_replay_is_told_of_and_each_new_end_as_well(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        fence = await lease(store)
+        await store.put([new("a", "1")])
+        causes = []
+        for _ in range(3):
+            item = await park(store, fence, delivered=True)
+            causes.append(item.cause)
+            await store.replay(item.id, tell)
+            told = await claim(store, fence)
+            if told and told.lane == "told":
+                await store.finish(told, ItemState.DONE, fence=fence)
+            else:  # the replayed one is older and came first
+                assert told
+                await store.retry(told, fence=fence, delay_ms=0, reason="", delivered=True)
+        assert len(set(causes)) == 3
+
+
+async def test_an_hour_for_a_replayed_item_begins_anew(tmp_path: Path) -> None:
+    long_ago = [1_000_000]
+
+    def now_ms() -> int:
+        return long_ago[0] or time.time_ns() // 1_000_000
+
+    async with open_store(tmp_path / "s.db", now_ms=now_ms) as store:
+        fence = await lease(store)
+        (item_id,) = await store.put([new("a", "1", fails={"0": "away"})])
+        await park(store, fence, delivered=False)
+        long_ago[0] = 0
+        await store.replay(item_id, lambda item: [])
+        (item,) = await work(store, Script(), [item_id])
+        assert item.state is ItemState.DONE, "not given up at the first failure"
+
+
+async def test_only_what_is_parked_can_be_replayed_or_dropped(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        fence = await lease(store)
+        (item_id,) = await store.put([new("a", "1")])
+        for attempt in (store.replay(item_id, tell), store.drop(item_id, "no")):
+            with pytest.raises(Misuse, match="is waiting, not parked"):
+                await attempt
+        await park(store, fence, delivered=False)
+        ((parked,), total) = await store.list_parked(10)
+        assert (parked.item.id, parked.item.reason, total) == (item_id, "no", 1)
+        await store.drop(item_id, "enough")
+        assert await store.list_parked(10) == ([], 0)
+        assert (await Mailbox(store).wait_ended(item_id, 0)).reason == "enough"
+        with pytest.raises(Misuse, match="is cancelled"):
+            await store.replay(item_id, tell)
+        with pytest.raises(NotFound, match="list_parked"):
+            await store.replay(ItemId("nope"), tell)
+
+
+async def test_a_refusal_does_not_prove_that_an_earlier_try_did_nothing(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        ids = await store.put([new("a", "1", fails={"0": "lost", "1": "no"})])
+        (item,) = await work(store, Script(), ids)
+        assert item.state is ItemState.PARKED and item.begun
 
 
 # --- the worker ----------------------------------------------------------------------------------
@@ -389,6 +500,7 @@ class MailboxMachine(RuleBasedStateMachine):
         self.claimed: dict[str, Item] = {}
         self.put_off: dict[str, int] = {}
         self.ended: set[str] = set()
+        self.parked: dict[str, Item] = {}
         self.count = 0
         self.fence = self.portal.call(lease, self.store)
 
@@ -415,7 +527,9 @@ class MailboxMachine(RuleBasedStateMachine):
         heads = {
             keys[0]
             for keys in self.lanes.values()
-            if keys and keys[0] not in self.claimed and self.put_off.get(keys[0], 0) <= self.now
+            if keys
+            and not any(key in self.claimed for key in keys)
+            and self.put_off.get(keys[0], 0) <= self.now
         }
         if item is None:
             assert not heads
@@ -434,6 +548,20 @@ class MailboxMachine(RuleBasedStateMachine):
         self.portal.call(finish)
         self.lanes[item.lane].remove(key)
         self.ended.add(key)
+        if state is ItemState.PARKED:
+            self.parked[key] = item
+
+    @precondition(lambda self: self.parked)
+    @rule(again=st.booleans())
+    def decide_on_a_parked_one(self, again: bool) -> None:
+        key, item = self.parked.popitem()
+        if again:
+            self.portal.call(self.store.replay, item.id, lambda item: [])
+            self.lanes[item.lane] = sorted([*self.lanes[item.lane], key], key=int)
+            self.put_off.pop(key, None)
+            self.ended.remove(key)
+        else:
+            self.portal.call(self.store.drop, item.id, "enough")
 
     @precondition(lambda self: self.claimed)
     @rule(delay_ms=st.integers(0, 50), delivered=st.booleans())
@@ -466,7 +594,8 @@ class MailboxMachine(RuleBasedStateMachine):
         open_count = sum(len(keys) for keys in self.lanes.values())
         assert counts.get("waiting", 0) + counts.get("claimed", 0) == open_count
         assert counts.get("claimed", 0) == len(self.claimed)
-        assert counts.get("done", 0) + counts.get("parked", 0) == len(self.ended)
+        gone = [counts.get(state, 0) for state in ("done", "parked", "cancelled")]
+        assert sum(gone) == len(self.ended)
 
 
 TestMailboxMachine = MailboxMachine.TestCase

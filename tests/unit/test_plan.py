@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from homeroom.model import Action, Agent, AgentId, Mapping, RoomId, ghost_localpart
-from homeroom.plan import Policy, apply_to_mapping, new_mapping, plan, with_new_room
+from homeroom.plan import (
+    Keep,
+    Policy,
+    apply_to_mapping,
+    may_write,
+    new_mapping,
+    observe_missing,
+    plan,
+    room_topic,
+    with_new_room,
+)
 
 POLICY = Policy(server_name="hs.test", invite=("@a:hs.test", "@b:hs.test"))
 
@@ -26,7 +37,9 @@ def apply(
     by_id = {agent.id: agent for agent in agents}
     result = dict(mappings)
     for action in actions:
-        agent = by_id[action.agent_id]
+        if action.held:
+            continue
+        agent = by_id.get(action.agent_id) or Agent(action.agent_id, action.agent_name)
         old = result.get(agent.id) or new_mapping(agent, policy.server_name)
         if action.kind == "create_room":
             result[agent.id] = with_new_room(old, agent, policy, RoomId(f"!{agent.id}"))
@@ -72,7 +85,71 @@ def test_a_renamed_agent_keeps_its_ghost_and_room_and_gets_its_new_name() -> Non
     done = apply(plan([agent], {}, POLICY), [agent], {}, POLICY)
     renamed = replace(agent, name="New")
     actions = plan([renamed], done, POLICY)
-    assert [(a.kind, a.value) for a in actions] == [("set_display_name", "New")]
+    assert [(a.kind, a.value) for a in actions] == [
+        ("set_display_name", "New"),
+        ("set_room_name", "New - Letta Agent Chat"),
+        ("set_topic", "Chat with New (Letta Agent)"),
+    ]
+
+
+def test_a_changed_description_changes_the_topic_alone_and_is_shortened() -> None:
+    agent = Agent(AgentId("agent-1"), "Ada")
+    done = apply(plan([agent], {}, POLICY), [agent], {}, POLICY)
+    described = replace(agent, description="Keeps\n  notes")
+    assert [(a.kind, a.value) for a in plan([described], done, POLICY)] == [
+        ("set_topic", "Chat with Ada (Letta Agent): Keeps notes")
+    ]
+    topic = room_topic(replace(agent, description="long " * 1000))
+    assert len(topic) < 400 and topic.endswith("…")
+
+
+@given(agents_lists, st.data())
+def test_whatever_changes_in_letta_the_next_plan_brings_in_step_and_touches_nobody_else(
+    agents: list[Agent], data: st.DataObject
+) -> None:
+    done = apply(plan(agents, {}, POLICY), agents, {}, POLICY)
+    texts = st.text(max_size=20)
+    changed = [
+        replace(agent, name=data.draw(texts), description=data.draw(texts))
+        if data.draw(st.booleans())
+        else agent
+        for agent in agents
+    ]
+    actions = plan(changed, done, POLICY)
+    assert {a.kind for a in actions} <= {"set_display_name", "set_room_name", "set_topic"}
+    same = {new.id for old, new in zip(agents, changed, strict=True) if old == new}
+    assert not same & {a.agent_id for a in actions}
+    cut = data.draw(st.integers(0, len(actions)))
+    half = apply(actions[:cut], changed, done, POLICY)
+    healed = apply(plan(changed, half, POLICY), changed, half, POLICY)
+    assert plan(changed, healed, POLICY) == []
+
+
+def test_a_room_with_a_past_is_looked_at_before_it_is_left_alone() -> None:
+    agent = Agent(AgentId("agent-1"), "Ada")
+    adopted = replace(
+        new_mapping(agent, "hs.test"), room_id=RoomId("!old"), ghost_ready=True, hub_joined=True,
+        display_name="Ada", invited=frozenset(POLICY.invite),
+    )  # fmt: skip
+    kinds = [a.kind for a in plan([agent], {agent.id: adopted}, POLICY)]
+    assert kinds == ["set_room_name", "set_topic"]
+
+
+@given(
+    st.sampled_from(["name", "topic"]),
+    st.sampled_from(["nothing", "name", "topic", "both"]),
+    st.text(max_size=3),
+    st.text(max_size=3),
+    st.sampled_from([True, False, None]),
+)
+def test_what_a_person_set_is_kept_where_the_policy_says_so_and_nowhere_else(
+    detail: Literal["name", "topic"], keep: Keep, applied: str, current: str, ours: bool | None
+) -> None:
+    may = may_write(detail, applied, current, ours=ours, keep=keep)
+    if keep not in (detail, "both") or ours:
+        assert may
+    elif current and (ours is False or current != applied):
+        assert not may
 
 
 def test_a_person_who_joins_the_list_is_invited_and_nobody_else_is() -> None:
@@ -95,6 +172,95 @@ def test_a_refused_invitation_is_asked_again_only_when_a_person_asks() -> None:
     assert [a.value for a in asked] == ["@b:hs.test"]
 
 
+HOUR_MS = 3_600_000
+
+
+def seen_missing(
+    agents: list[Agent], mappings: dict[AgentId, Mapping], *times_ms: int
+) -> dict[AgentId, Mapping]:
+    """The rows after complete lists of ``agents`` at these times."""
+    for now_ms in times_ms:
+        mappings = mappings | observe_missing({a.id for a in agents}, mappings, now_ms)
+    return mappings
+
+
+def settled(count: int, policy: Policy = POLICY) -> tuple[list[Agent], dict[AgentId, Mapping]]:
+    agents = [Agent(AgentId(f"agent-{n:02}"), f"Agent {n}") for n in range(count)]
+    return agents, apply(plan(agents, {}, policy), agents, {}, policy)
+
+
+@given(agents_lists, st.data())
+def test_retiring_and_coming_back_converge_after_a_crash_anywhere(
+    agents: list[Agent], data: st.DataObject
+) -> None:
+    sure = replace(POLICY, confirm_removals=True)
+    done = apply(plan(agents, {}, sure), agents, {}, sure)
+    staying = [agent for agent in agents if data.draw(st.booleans())]
+    gone = {agent.id for agent in agents} - {agent.id for agent in staying}
+    rows, now = seen_missing(staying, done, 1, 2), 3 * HOUR_MS
+    actions = plan(staying, rows, sure, now)
+    assert {(a.kind, a.agent_id) for a in actions} == {("retire_agent", name) for name in gone}
+    cut = data.draw(st.integers(0, len(actions)))
+    half = apply(actions[:cut], staying, rows, sure)
+    retired = apply(plan(staying, half, sure, now), staying, half, sure)
+    assert retired == apply(actions, staying, rows, sure)
+    assert plan(staying, retired, sure, now) == [], "and nobody is retired twice"
+
+    back = seen_missing(agents, retired, now + 1)
+    actions = plan(agents, back, sure, now + 1)
+    assert {(a.kind, a.agent_id) for a in actions} == {("restore_agent", name) for name in gone}
+    assert apply(actions, agents, back, sure) == done, "as if it had never been away"
+
+
+@given(
+    st.lists(st.booleans(), max_size=4), st.integers(0, 3 * HOUR_MS), st.integers(0, 3 * HOUR_MS)
+)
+def test_nobody_is_retired_who_was_not_missing_twice_and_for_the_whole_grace_period(
+    lists: list[bool], gap_ms: int, wait_ms: int
+) -> None:
+    agents, rows = settled(1)
+    now = missing_from = 0
+    misses = 0
+    for there in lists:
+        now += gap_ms + 1
+        rows = seen_missing(agents if there else [], rows, now)
+        misses = 0 if there else misses + 1
+        missing_from = now if misses == 1 else missing_from
+    now += wait_ms
+    present = agents if lists and lists[-1] else []
+    actions = plan(present, rows, POLICY, now)
+    due = misses >= 2 and now - missing_from >= POLICY.retire_after_ms
+    assert [a.kind for a in actions] == (["retire_agent"] if due else [])
+
+
+@given(st.integers(0, 30), st.data())
+def test_more_than_a_quarter_and_at_least_three_are_never_retired_without_a_word(
+    count: int, data: st.DataObject
+) -> None:
+    agents, done = settled(count)
+    left = data.draw(st.integers(0, count))
+    rows, now = seen_missing(agents[:left], done, 1, 2), 3 * HOUR_MS
+    actions = plan(agents[:left], rows, POLICY, now)
+    assert len(actions) == count - left, "held back or not, the drift is shown"
+    braked = count - left >= 3 and (count - left) / count > 0.25
+    assert all(bool(action.held) == braked for action in actions)
+    assert not braked or "--confirm-removals" in actions[0].held
+    sure = plan(agents[:left], rows, replace(POLICY, confirm_removals=True), now)
+    assert [a.agent_id for a in sure] == [a.agent_id for a in actions]
+    assert not any(action.held for action in sure)
+
+
+def test_a_retired_room_is_marked_and_keeps_everything_else() -> None:
+    agents, done = settled(2)
+    rows = seen_missing(agents[:1], done, 1, 2)
+    actions = plan(agents[:1], rows, POLICY, 3 * HOUR_MS)
+    assert [a.value for a in actions] == ["Agent 1 - Letta Agent Chat (retired)"]
+    row = apply(actions, agents, rows, POLICY)[agents[1].id]
+    home = done[agents[1].id]
+    assert (row.room_id, row.ghost, row.invited) == (home.room_id, home.ghost, home.invited)
+    assert row.retired and row.hub_joined
+
+
 @given(st.lists(agent_ids, unique=True, max_size=30))
 def test_two_agents_never_share_a_ghost(ids: list[AgentId]) -> None:
     assert len({ghost_localpart(agent_id) for agent_id in ids}) == len(ids)
@@ -107,3 +273,51 @@ def test_ghosts_are_named_after_the_agents_id_and_never_like_the_hub() -> None:
     assert ghost_localpart(AgentId("agent-hub")) != "agent_hub"
     assert ghost_localpart(AgentId("a_b")) != ghost_localpart(AgentId("a-b"))
     assert ghost_localpart(AgentId("Ünïcode / Name")).startswith("agent_n_code_name_")
+
+
+@given(agents_lists, st.sets(st.sampled_from(["rename", "invites", "retire"])), st.data())
+def test_what_is_switched_off_is_never_planned_after_the_start_and_the_laws_hold(
+    agents: list[Agent], off: set[str], data: st.DataObject
+) -> None:
+    policy = replace(
+        POLICY, rename="rename" not in off, invites="invites" not in off, retire="retire" not in off
+    )
+    done = apply(plan(agents, {}, policy), agents, {}, policy)
+    assert plan(agents, done, policy) == []
+    assert policy.invites or not any(row.invited for row in done.values())
+    there = [replace(agent, name="New name") for agent in agents if data.draw(st.booleans())]
+    rows = seen_missing(there, done, 1, 2)
+    wider = replace(policy, invite=(*POLICY.invite, "@c:hs.test"), confirm_removals=True)
+    kinds = {a.kind for a in plan(there, rows, wider, 3 * HOUR_MS)}
+    if "rename" in off:
+        assert not kinds & {"set_display_name", "set_room_name", "set_topic"}
+    if "invites" in off:
+        assert "invite_person" not in kinds
+    if "retire" in off:
+        assert "retire_agent" not in kinds
+
+
+def test_agents_are_selected_by_tag_name_pattern_or_id_and_by_any_of_them() -> None:
+    ada = Agent(AgentId("agent-1"), "Ada", tags=("team",))
+    brook = Agent(AgentId("agent-2"), "Support Brook")
+    cleo = Agent(AgentId("agent-3"), "Cleo")
+    everybody = [ada, brook, cleo]
+
+    def chosen(**how: tuple[str, ...]) -> set[str]:
+        return {a.agent_name for a in plan(everybody, {}, replace(POLICY, **how))}  # type: ignore[arg-type]
+
+    assert chosen() == {"Ada", "Support Brook", "Cleo"}
+    assert chosen(select_tags=("team", "x")) == {"Ada"}
+    assert chosen(select_names=("support *",)) == {"Support Brook"}
+    assert chosen(select_ids=("agent-3",)) == {"Cleo"}
+    assert chosen(select_tags=("team",), select_names=("c?eo",)) == {"Ada", "Cleo"}
+    assert chosen(select_names=("nobody",)) == set()
+
+
+def test_who_is_not_selected_any_more_is_left_alone_and_not_retired() -> None:
+    agents, done = settled(5)
+    narrow = replace(POLICY, select_ids=("agent-00",))
+    rows = seen_missing(agents, done, 1, 2)
+    assert plan(agents, rows, narrow, 9 * HOUR_MS) == []
+    renamed = [replace(agent, name="New") for agent in agents]
+    assert {a.agent_id for a in plan(renamed, rows, narrow)} == {"agent-00"}

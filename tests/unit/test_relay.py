@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from homeroom.model import (
     RoomId,
 )
 from homeroom.posts import reply_content, split_text, text_items, to_html
-from homeroom.relay import chat_items, decide
+from homeroom.relay import chat_items, decide, presence_items
 
 ROOM = RoomId("!r:hs.test")
 MAPPING = Mapping(
@@ -52,6 +53,27 @@ def test_a_persons_message_becomes_one_turn_on_the_rooms_lane_of_the_agent() -> 
     assert turn.lane == "agent:agent-1:!r:hs.test"
     assert turn.dedupe_key == "event:$e"
     assert turn.payload["text"] == "hello" and not turn.payload["name_sender"]
+
+
+def test_a_message_to_a_retired_agent_is_answered_with_a_notice_and_never_relayed() -> None:
+    retired = replace(MAPPING, retired=True)
+    decision = decide(event(text("hello")), retired, 1, is_ghost=lambda user: False)
+    (notice,) = decision.items
+    assert decision.outcome.startswith("retired") and notice.kind is ItemKind.POST
+    content = notice.payload["content"]
+    assert content["msgtype"] == "m.notice" and "not delivered" in content["body"]
+    assert content["m.relates_to"]["m.in_reply_to"] == {"event_id": "$e"}
+    own = decide(event(text("x"), sender="@agent_1:hs.test"), retired, 1, is_ghost=lambda u: True)
+    assert own.items == (), "our own notices are not answered"
+
+
+def test_a_room_is_told_once_for_every_time_its_agent_leaves_or_returns() -> None:
+    first = replace(MAPPING, missing_since_ms=1, retired=True)
+    rows = [first, replace(first, retired=False), replace(first, missing_since_ms=2)]
+    keys = [item.dedupe_key for row in rows for item in presence_items(row)]
+    assert len(set(keys)) == 3
+    assert presence_items(first) == presence_items(first)
+    assert presence_items(replace(first, room_id=None)) == []
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlite_utils import Database
 
 from homeroom.model import (
     Agent,
@@ -18,15 +20,16 @@ from homeroom.model import (
     RoomId,
     SyncBatch,
 )
-from homeroom.plan import Policy, apply_to_mapping, plan
+from homeroom.plan import Policy, apply_to_mapping, plan, room_name, room_topic
 from homeroom.store import Store, open_store
+from homeroom.store.schema import migrations
 
 ROOM, OTHER = RoomId("!r:hs.test"), RoomId("!other:hs.test")
 HUB, GHOST = "@agent_hub:hs.test", GhostId("@agent_1:hs.test")
 ADA = Agent(AgentId("agent-1"), "Ada")
 HOME = Mapping(
     agent_id=ADA.id, ghost=GHOST, room_id=ROOM, ghost_ready=True, display_name="Ada",
-    hub_joined=True,
+    hub_joined=True, room_name=room_name(ADA), topic=room_topic(ADA),
 )  # fmt: skip
 POLICY = Policy("hs.test")
 
@@ -95,3 +98,19 @@ async def test_an_invitation_gives_a_sync_that_has_given_up_a_reason_to_try(
     async with open_store(tmp_path / "2.db") as store:
         row = await record(store, member(HUB, "invite"), failing)
         assert not row.hub_joined and "Invited" in row.problem
+
+
+@pytest.mark.parametrize(
+    "since", ["m002_patience_is_counted_from_the_first_failure", "m002_next_try"]
+)
+async def test_an_older_store_opens_and_keeps_its_rows(tmp_path: Path, since: str) -> None:
+    path = tmp_path / "s.db"
+    connection = sqlite3.connect(path)
+    migrations.apply(Database(connection), stop_before=since)
+    values = ("agent-1", "Ada", GHOST, ROOM, 1, "Ada", "Ada's", "topic", 1, "[]", "[]", 7, "")
+    connection.execute(f"INSERT INTO mapping VALUES ({','.join('?' * len(values))})", values)
+    connection.commit()
+    connection.close()
+    async with open_store(path) as store:
+        row = await store.find_mapping(ADA.id)
+        assert row and (row.room_id, row.heard_from_ms, row.retired) == (ROOM, 7, False)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from homeroom_tools.agents import agent_tools
 from homeroom_tools.chat import chat_tools
+from homeroom_tools.deliveries import delivery_tools
 from homeroom_tools.memory import memory_tools
 
 if TYPE_CHECKING:
@@ -16,5 +17,7 @@ if TYPE_CHECKING:
 
 def register(app: App) -> list[Tool]:
     """Every tool once, in the order a model sees them: find, talk, remember, keep house."""
-    list_agents, sync_agents = agent_tools(app)
-    return [list_agents, *chat_tools(app), *memory_tools(app), sync_agents]
+    list_agents, *keep_house = agent_tools(app)
+    return [
+        list_agents, *chat_tools(app), *memory_tools(app), *keep_house, *delivery_tools(app)
+    ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The tools about agents and their homes: ``list_agents`` and ``sync_agents``."""
+"""The tools about agents and their homes: list, sync, and how the last sync ended."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ Query = Annotated[
 ]
 Limit = Annotated[int, Field(ge=1, le=100, description="Most agents on one page.")]
 Cursor = Annotated[str, Field(description="next_cursor of the page before, with the same query.")]
+ConfirmRemovals = Annotated[
+    bool,
+    Field(
+        description="Retire agents however many are gone from Letta at once. Only when a person has"
+        " said that they are meant to be gone."
+    ),
+]
 DryRun = Annotated[bool, Field(description="Only say what would be done.")]
 
 
@@ -32,13 +39,23 @@ def agent_tools(app: App) -> list[Tool]:
         """
         return views.agent_list(await app.list_agents(query, limit, cursor))
 
-    async def sync_agents(dry_run: DryRun = False) -> views.SyncResult:
+    async def sync_agents(
+        dry_run: DryRun = False, confirm_removals: ConfirmRemovals = False
+    ) -> views.SyncResult:
         """Brings Matrix into step with Letta now: every agent gets its own Matrix user and room,
-        and the configured people are invited. Safe to repeat; it also runs by itself at regular
-        intervals, so use it when an agent has just been made or renamed, or to see why an agent
-        has no room. Never deletes anything.
+        names and topics follow, the configured people are invited, and rooms of agents that are
+        long gone from Letta are marked as retired. Safe to repeat; it also runs by itself, so use
+        it when an agent has just been made or renamed. Never deletes anything.
         """
-        return views.sync_result(await app.sync(dry_run=dry_run))
+        report = await app.sync(dry_run=dry_run, confirm_removals=confirm_removals)
+        return views.sync_result(report)
+
+    async def get_sync_status() -> views.SyncState:
+        """Says how the last sync of Letta to Matrix ended: when, what it did, which agents fail and
+        why, and what is left. Asks neither Letta nor Matrix, so use it first when an agent has no
+        room or an old name, or does not answer in Matrix.
+        """
+        return views.sync_state(await app.sync_status())
 
     return [
         make_tool(
@@ -56,5 +73,13 @@ def agent_tools(app: App) -> list[Tool]:
             destructive=False,
             idempotent=True,
             open_world=True,  # people on other servers may be invited
+        ),
+        make_tool(
+            get_sync_status,
+            title="Get sync status",
+            read_only=True,
+            destructive=False,
+            idempotent=True,
+            open_world=False,
         ),
     ]

@@ -295,6 +295,28 @@ class Matrix:
                 raise
             return None
 
+    async def find_state(
+        self, ghost: GhostId, room_id: RoomId, event_type: str
+    ) -> tuple[dict[str, Any], str] | None:
+        """A state event's content and who set it, or None if the room has no such event.
+
+        The sender is empty where the homeserver gives the content alone.
+
+        Source: https://spec.matrix.org/v1.16/client-server-api/
+        #get_matrixclientv3roomsroomidstateeventtypestatekey (``format=event``).
+        """
+        path = ("_matrix", "client", "v3", "rooms", room_id, "state", event_type, "")
+        try:
+            answer = await self._wire.ask("GET", path, ghost=ghost, query={"format": "event"})
+        except Rejected as refusal:
+            if refusal.code != "M_NOT_FOUND":
+                raise
+            return None
+        content, sender = answer.get("content"), answer.get("sender")
+        if isinstance(content, dict) and isinstance(sender, str):
+            return content, sender
+        return answer, ""
+
     async def joined_rooms(self, ghost: GhostId) -> frozenset[RoomId]:
         """The rooms the ghost is in."""
         path = ("_matrix", "client", "v3", "joined_rooms")

@@ -130,7 +130,9 @@ async def read_batch(
             # The timeline comes after the hole, so it has to wait: read on to the end of this step.
             open_gaps.append(_Gap(rest.room_id, rest.start, token))
         events += _read_events(room.id, found)
-    return SyncBatch(_pack(token, open_gaps), tuple(events), tuple(members), tuple(left))
+    return SyncBatch(
+        _pack(token, open_gaps), tuple(events), tuple(members), tuple(left), bool(open_gaps)
+    )
 
 
 async def _read_gap(
@@ -204,7 +206,13 @@ def _read_members(room_id: str, raw_events: Iterable[dict[str, Any]]) -> list[Me
             continue
         name = content.get("displayname")
         found.append(
-            Member(RoomId(room_id), user, str(membership), name if isinstance(name, str) else "")
+            Member(
+                RoomId(room_id),
+                user,
+                str(membership),
+                name if isinstance(name, str) else "",
+                _sent_ms(raw),
+            )
         )
     return found
 
@@ -216,18 +224,23 @@ def _read_events(room_id: str, raw_events: Iterable[dict[str, Any]]) -> list[Roo
         event_id, sender, type_ = raw.get("event_id"), raw.get("sender"), raw.get("type")
         if not (isinstance(event_id, str) and isinstance(sender, str) and isinstance(type_, str)):
             continue
-        sent_ms, state_key = raw.get("origin_server_ts"), raw.get("state_key")
+        state_key = raw.get("state_key")
         event = RoomEvent(
             id=EventId(event_id),
             room_id=RoomId(room_id),
             sender=sender,
             type=type_,
             content=_dict(raw.get("content")),
-            origin_server_ts_ms=sent_ms if isinstance(sent_ms, int) else 0,
+            origin_server_ts_ms=_sent_ms(raw),
             state_key=state_key if isinstance(state_key, str) else None,
         )
         found.setdefault(event_id, event)
     return list(found.values())
+
+
+def _sent_ms(raw: dict[str, Any]) -> int:
+    sent_ms = raw.get("origin_server_ts")
+    return sent_ms if isinstance(sent_ms, int) else 0
 
 
 def _pack(token: str, gaps: list[_Gap]) -> str:

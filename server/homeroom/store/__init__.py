@@ -7,6 +7,7 @@ write that belongs to the bridge carries the fencing number of the lease.
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import sqlite3
@@ -22,11 +23,12 @@ from sqlite_utils import Database
 
 from homeroom.background import background
 from homeroom.errors import Rejected
+from homeroom.store.history import History
 from homeroom.store.items import LeaseState
-from homeroom.store.rooms import Decide, Rooms
+from homeroom.store.rooms import Announce, Decide
 from homeroom.store.schema import migrations
 
-__all__ = ["Decide", "LeaseState", "Store", "open_store"]
+__all__ = ["Announce", "Decide", "LeaseState", "Store", "open_store"]
 
 _BUSY_TIMEOUT_MS = 60_000
 """How long a write waits for another process's write before it fails: longer than a backup holds
@@ -37,27 +39,28 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class Store(Rooms):
+class Store(History):
     """The one durable state of Homeroom. Every method is one transaction."""
 
     # --- requests for a sync, from processes that do not run the bridge ---------------------------
 
-    async def request_sync(self) -> int:
+    async def request_sync(self, *, confirm_removals: bool = False) -> int:
         """Asks the process that runs the bridge for a reconciliation. Returns the request's id."""
 
         def ask() -> int:
             cursor = self._conn.execute(
-                "INSERT INTO sync_run (requested_ms) VALUES (?)", (self._now_ms(),)
+                "INSERT INTO sync_run (requested_ms, confirm_removals) VALUES (?, ?)",
+                (self._now_ms(), int(confirm_removals)),
             )
             return int(cursor.lastrowid or 0)
 
         return await self._write(ask)
 
-    async def pending_sync_requests(self) -> list[int]:
-        rows = await self._run(
-            partial(self._rows, "SELECT id FROM sync_run WHERE finished_ms IS NULL ORDER BY id")
-        )
-        return [row["id"] for row in rows]
+    async def pending_sync_requests(self) -> dict[int, bool]:
+        """Ids of the requests that wait, each with whether it confirms removals."""
+        sql = "SELECT id, confirm_removals FROM sync_run WHERE finished_ms IS NULL ORDER BY id"
+        rows = await self._run(partial(self._rows, sql))
+        return {row["id"]: bool(row["confirm_removals"]) for row in rows}
 
     async def finish_sync_requests(self, ids: Sequence[int], report: str, fence: int) -> None:
         """Records a finished reconciliation as the answer to these requests (none: as its own)."""
@@ -87,10 +90,28 @@ class Store(Rooms):
         )
         return row["report"] if row else None
 
+    async def find_last_syncs(self) -> tuple[tuple[int, str] | None, tuple[int, str] | None]:
+        """When (ms) the newest run ended and its report, and the same of the newest one that
+        could begin; None where there is none (any more)."""
+
+        def read() -> tuple[tuple[int, str] | None, tuple[int, str] | None]:
+            sql = "SELECT finished_ms, report FROM sync_run WHERE finished_ms IS NOT NULL {} {}"
+            newest = "ORDER BY finished_ms DESC, id DESC LIMIT 1"
+            begun = "AND json_extract(report, '$.agent_count') IS NOT NULL"
+            rows = [self._row(sql.format(which, newest)) for which in ("", begun)]
+            last, good = [(row["finished_ms"], row["report"]) if row else None for row in rows]
+            return last, good
+
+        return await self._run(read)
+
 
 @asynccontextmanager
-async def open_store(path: Path, now_ms: Callable[[], int] = _now_ms) -> AsyncIterator[Store]:
+async def open_store(
+    path: Path, now_ms: Callable[[], int] = _now_ms, max_waiting: float = math.inf
+) -> AsyncIterator[Store]:
     """The store in ``path`` (made if it is not there, readable by its owner alone).
+
+    ``max_waiting`` is how many turns may be open on one lane.
 
     Raises:
         Rejected: the file cannot be opened or is no store of Homeroom's.
@@ -122,6 +143,7 @@ async def open_store(path: Path, now_ms: Callable[[], int] = _now_ms) -> AsyncIt
     except (OSError, sqlite3.Error) as error:
         raise Rejected("store", f"{path} cannot be opened: {error}") from error
     store = Store(db, now_ms)
+    store.max_waiting = max_waiting
     try:
         async with background(store.watch):
             yield store

@@ -6,13 +6,14 @@ They belong together: whoever takes the lease takes over the claims of the holde
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from homeroom.errors import LeaseLost, NotFound
+from homeroom.errors import LeaseLost, LimitExceeded, NotFound
 from homeroom.model import (
     Item,
     ItemId,
@@ -35,6 +36,9 @@ class LeaseState:
 
 class Items(Connection):
     """Statements about items. The order of their ids is the order of their lanes."""
+
+    max_waiting: float = math.inf
+    """How many turns may be open on one lane."""
 
     # --- the lease --------------------------------------------------------------------------------
 
@@ -98,8 +102,36 @@ class Items(Connection):
     # --- items -----------------------------------------------------------------------------------
 
     async def put(self, items: Sequence[NewItem]) -> list[ItemId]:
-        """Puts items on their lanes in one commit; a known dedupe key gives the item it has."""
-        return await self._write(lambda: [self._put(item) for item in items])
+        """Puts items on their lanes in one commit; a known dedupe key gives the item it has.
+
+        Raises:
+            LimitExceeded: too many turns wait on a lane; nothing was put.
+        """
+
+        def write() -> list[ItemId]:
+            for item in items:
+                self._check_room(item)
+            return [self._put(item) for item in items]
+
+        return await self._write(write)
+
+    def _is_full(self, item: NewItem) -> bool:
+        """Whether a turn finds no room on its lane. Posts always do: they end what was begun."""
+        return item.kind is ItemKind.TURN and self._open_count(item.lane) >= self.max_waiting
+
+    def _open_count(self, lane: str) -> int:
+        row = self._row(
+            "SELECT count(*) AS n FROM item WHERE lane = ? AND state IN ('waiting', 'claimed')",
+            (lane,),
+        )
+        return int(row["n"]) if row else 0
+
+    def _check_room(self, item: NewItem) -> None:
+        known = self._row("SELECT 1 FROM item WHERE dedupe_key = ?", (item.dedupe_key,))
+        if not known and self._is_full(item):
+            count = self._open_count(item.lane)
+            what = "A conversation with an agent"
+            raise LimitExceeded(what, int(self.max_waiting), count + 1, "messages waiting")
 
     def _put(self, item: NewItem) -> ItemId:
         known = self._row("SELECT id FROM item WHERE dedupe_key = ?", (item.dedupe_key,))
@@ -150,7 +182,9 @@ class Items(Connection):
         return self._row(
             "SELECT * FROM item AS i WHERE state = 'waiting' AND not_before_ms <= ?"
             f" AND kind IN ({marks}) AND NOT EXISTS (SELECT 1 FROM item AS j WHERE"
-            " j.lane = i.lane AND j.state IN ('waiting', 'claimed') AND j.id < i.id)"
+            " j.lane = i.lane AND j.state IN ('waiting', 'claimed')"
+            # A replayed item is older than one that its lane may have come to meanwhile.
+            " AND (j.id < i.id OR j.state = 'claimed'))"
             " ORDER BY i.id LIMIT 1",
             (now_ms, *kinds),
         )
@@ -164,7 +198,7 @@ class Items(Connection):
             (fence, row["id"]),
         )
         self._log(row["id"], ItemState.CLAIMED, "")
-        return _item(row)
+        return item_of(row)
 
     def _next_due_ms(self, kinds: Sequence[ItemKind], now_ms: int) -> int | None:
         marks = ", ".join("?" for _ in kinds)
@@ -177,9 +211,13 @@ class Items(Connection):
 
     async def finish(
         self, item: Item, state: ItemState, *, fence: int, result: Json | None = None,
-        reason: str = "", then: Sequence[NewItem] = (), claim_next: Sequence[ItemKind] = (),
+        reason: str = "", delivered: bool = True, then: Sequence[NewItem] = (),
+        claim_next: Sequence[ItemKind] = (),
     ) -> Item | None:  # fmt: skip
         """Ends a claim with DONE or PARKED and puts what follows from it, in one commit.
+
+        An item that is parked and certainly was not ``delivered`` gets a fresh key, as in
+        ``retry``; any other is looked for should it be replayed.
 
         Claims the next item of the kinds ``claim_next`` in the same commit and returns it: what
         follows from an answer is its post, which would otherwise wait for a commit of its own.
@@ -189,8 +227,13 @@ class Items(Connection):
         def write() -> Item | None:
             self._require_claim(item, fence)
             self._conn.execute(
-                "UPDATE item SET result = ? WHERE id = ?",
-                (json.dumps(dict(result)) if result is not None else None, item.id),
+                "UPDATE item SET result = ?, begun = ?, generation = generation + ? WHERE id = ?",
+                (
+                    json.dumps(dict(result)) if result is not None else None,
+                    int(delivered),
+                    int(not delivered),
+                    item.id,
+                ),
             )
             self._set_state(item.id, state, reason)
             for follower in then:
@@ -224,7 +267,7 @@ class Items(Connection):
                     item.id,
                 ),
             )
-            self._set_state(item.id, ItemState.WAITING, reason)
+            self._set_state(item.id, ItemState.WAITING, reason, self._now_ms() + delay_ms)
             for follower in then:
                 self._put(follower)
 
@@ -235,15 +278,17 @@ class Items(Connection):
         if row is None or row["state"] != "claimed" or row["fence"] != fence:
             raise LeaseLost("another claim", "its end")
 
-    def _set_state(self, item_id: str, state: ItemState, reason: str) -> None:
+    def _set_state(self, item_id: str, state: ItemState, reason: str, next_try_ms: int = 0) -> None:
         self._conn.execute(
             "UPDATE item SET state = ?, reason = ? WHERE id = ?", (state, reason, item_id)
         )
-        self._log(item_id, state, reason)
+        self._log(item_id, state, reason, next_try_ms)
 
-    def _log(self, item_id: str, state: ItemState, reason: str) -> None:
+    def _log(self, item_id: str, state: ItemState, reason: str, next_try_ms: int = 0) -> None:
         self._conn.execute(
-            "INSERT INTO item_history VALUES (?, ?, ?, ?)", (item_id, self._now_ms(), state, reason)
+            "INSERT INTO item_history (item_id, at_ms, state, reason, next_try_ms)"
+            " VALUES (?, ?, ?, ?, ?)",
+            (item_id, self._now_ms(), state, reason, next_try_ms),
         )
 
     async def get_item(self, item_id: ItemId) -> Item:
@@ -251,17 +296,17 @@ class Items(Connection):
         row = await self._run(partial(self._row, "SELECT * FROM item WHERE id = ?", (item_id,)))
         if row is None:
             raise NotFound("reply id", item_id[:40])
-        return _item(row)
+        return item_of(row)
 
     async def place_in_lane(self, item: Item) -> int:
         """How many open items of the same lane come before it."""
-        row = await self._run(
-            partial(
-                self._row,
-                "SELECT count(*) AS n FROM item WHERE lane = ? AND id < ?"
-                " AND state IN ('waiting', 'claimed')",
-                (item.lane, item.id),
-            )
+        return await self._run(partial(self._place_in_lane, item))
+
+    def _place_in_lane(self, item: Item) -> int:
+        row = self._row(
+            "SELECT count(*) AS n FROM item WHERE lane = ? AND id < ?"
+            " AND state IN ('waiting', 'claimed')",
+            (item.lane, item.id),
         )
         return int(row["n"]) if row else 0
 
@@ -273,7 +318,8 @@ class Items(Connection):
         return {row["state"]: row["n"] for row in rows}
 
 
-def _item(row: sqlite3.Row) -> Item:
+def item_of(row: sqlite3.Row) -> Item:
+    """A row of ``item`` as a record."""
     return Item(
         id=ItemId(row["id"]), lane=row["lane"], kind=ItemKind(row["kind"]),
         payload=json.loads(row["payload"]), dedupe_key=row["dedupe_key"],
@@ -282,4 +328,5 @@ def _item(row: sqlite3.Row) -> Item:
         not_before_ms=row["not_before_ms"], failing_since_ms=row["failing_since_ms"],
         uncertain_count=row["uncertain_count"],
         result=json.loads(row["result"]) if row["result"] else None, reason=row["reason"],
+        replay_count=row["replay_count"],
     )  # fmt: skip

@@ -26,6 +26,32 @@ def m002_patience_is_counted_from_the_first_failure(db: Database) -> None:
         db.conn.execute(statement)
 
 
+@migrations()
+def m002_next_try(db: Database) -> None:
+    db.conn.execute("ALTER TABLE item_history ADD COLUMN next_try_ms INTEGER NOT NULL DEFAULT 0")
+
+
+@migrations()
+def m003_replay(db: Database) -> None:
+    db.conn.execute("ALTER TABLE item ADD COLUMN replay_count INTEGER NOT NULL DEFAULT 0")
+    db.conn.execute("CREATE INDEX item_parked ON item (id) WHERE state = 'parked'")
+
+
+@migrations()
+def m004_held(db: Database) -> None:
+    db.conn.execute("ALTER TABLE event ADD COLUMN late_ms INTEGER NOT NULL DEFAULT 0")
+    # 0: no, 1: held and not announced in its room yet, 2: held and announced.
+    db.conn.execute("ALTER TABLE event ADD COLUMN held INTEGER NOT NULL DEFAULT 0")
+    db.conn.execute("CREATE INDEX event_held ON event (room_id, seq) WHERE held > 0")
+
+
+@migrations()
+def m002_retired_agents(db: Database) -> None:
+    for column in ("missing_since_ms", "missing_seen", "retired"):
+        db.conn.execute(f"ALTER TABLE mapping ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0")
+    db.conn.execute("ALTER TABLE sync_run ADD COLUMN confirm_removals INTEGER NOT NULL DEFAULT 0")
+
+
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE lease (
