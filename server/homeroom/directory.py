@@ -22,6 +22,8 @@ from homeroom.store import Store
 FRESH_S = 30.0
 """How long a list is good enough to find a known agent in, or to turn a page of."""
 CANDIDATES = 5
+ID_PIECE = 8
+"""A query as long as this may be a piece of an id."""
 
 
 class Directory:
@@ -137,8 +139,10 @@ def block_after_edit(
 def _matches(agent: Agent, wanted: str) -> bool:
     if not wanted:
         return True
-    texts = (agent.name, agent.id, agent.description, *agent.tags)
-    return any(wanted in text.casefold() for text in texts)
+    # An id is random letters: a short word in it is chance.
+    by_id = len(wanted) >= ID_PIECE and wanted in agent.id.casefold()
+    texts = (agent.name, agent.description, *agent.tags)
+    return by_id or any(wanted in text.casefold() for text in texts)
 
 
 def _order(agent: Agent) -> tuple[str, str]:

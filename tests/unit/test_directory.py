@@ -6,9 +6,9 @@ from dataclasses import replace as changed
 
 import pytest
 
-from homeroom.directory import block_after_edit
+from homeroom.directory import _matches, block_after_edit
 from homeroom.errors import Conflict, LimitExceeded, Misuse
-from homeroom.model import Block
+from homeroom.model import Agent, AgentId, Block
 
 BLOCK = Block("human", "likes tea, tea and cake", limit=30)
 
@@ -50,3 +50,9 @@ def test_a_read_only_block_needs_force() -> None:
     with pytest.raises(Misuse, match="read-only"):
         edit("new", read_only=True)
     assert edit("new", read_only=True, force=True) == "new"
+
+
+def test_a_short_word_is_not_looked_for_in_ids_and_a_piece_of_an_id_is_found() -> None:
+    agent = Agent(AgentId("agent-54e0ada1245f"), "Brook")
+    assert not _matches(agent, "ada")
+    assert _matches(agent, "54e0ada1") and _matches(agent, "roo")
