@@ -1,19 +1,19 @@
 """The one retry policy: exponential with full jitter, never earlier than the service asks.
 
-Owns how long to wait. Does not know what failed, and sleeps only in ``keep_trying``.
+Owns how long to wait, on tenacity's arithmetic. Does not know what failed, and does not wait: what
+is retried here are durable rows and loops that live as long as the process.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import AsyncIterator
+from tenacity import RetryCallState, Retrying, wait_random_exponential
 
-import anyio
-
-BASE_S = 0.5
+BASE_S = 1.0
 """The first pause lies between 0 and this."""
 CAP_S = 60.0
 """No pause is longer, unless the service itself asks for more: people wait behind it."""
+
+_wait = wait_random_exponential(multiplier=BASE_S, max=CAP_S)
 
 
 def pause_s(attempt: int, retry_after_s: float | None = None) -> float:
@@ -22,14 +22,6 @@ def pause_s(attempt: int, retry_after_s: float | None = None) -> float:
     Full jitter spreads those who failed together; see
     Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
     """
-    ceiling = min(CAP_S, BASE_S * 2.0 ** min(attempt, 16))
-    return max(random.uniform(0, ceiling), retry_after_s or 0.0)
-
-
-async def pauses() -> AsyncIterator[int]:
-    """Counts 1, 2, 3 ... for ever, waiting ``pause_s`` between two numbers."""
-    attempt = 0
-    while True:
-        attempt += 1
-        yield attempt
-        await anyio.sleep(pause_s(attempt))
+    state = RetryCallState(Retrying(), None, (), {})
+    state.attempt_number = attempt
+    return max(_wait(state), retry_after_s or 0.0)
