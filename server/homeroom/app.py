@@ -92,7 +92,7 @@ class App:
         self.config = config
         self._store, self._registration = store, registration
         self._mailbox, self._deliveries = Mailbox(store), Deliveries(store)
-        self.letta = Service[Letta](partial(open_letta, config), "letta")
+        self.letta = Service[Letta](partial(_open_known_letta, config), "letta")
         self.matrix: Service[Matrix] | None = None
         if registration:
             self.matrix = Service[Matrix](
@@ -454,6 +454,14 @@ async def open_app(config: Config, *, bridge: bool = True) -> AsyncIterator[App]
         # One inside the other: the bridge ends while its services are still there.
         async with background(app.run_services), background(*([app.run_bridge] if bridge else [])):
             yield app
+
+
+@asynccontextmanager
+async def _open_known_letta(config: Config) -> AsyncIterator[Letta]:
+    async with open_letta(config) as letta:
+        can = letta.capabilities
+        log.info("letta_found", extra={"backend": can.backend, "version": can.version})
+        yield letta
 
 
 @asynccontextmanager
