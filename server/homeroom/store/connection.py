@@ -111,11 +111,6 @@ class Connection:
 
         return await self._run(read)
 
-    async def set_meta(self, key: str, value: str) -> None:
-        await self._write(
-            lambda: self._conn.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
-        )
-
     def _check_fence(self, fence: int) -> None:
         row = self._row("SELECT owner, fence, until_ms FROM lease")
         if row is None or row["fence"] != fence:
