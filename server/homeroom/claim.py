@@ -2,18 +2,23 @@
 
 Owns a note in the hub's account data that says which store runs the bridge. The lease keeps two
 processes over one store apart; this keeps two stores apart, which would answer everything twice.
-Invariant: whoever finds another's fresh note does not read rooms.
+Every writing of the note bears a mark that is in the store before: so a note with a mark that the
+store does not know was written over another store, be it a copy of this one.
+Invariant: whoever finds another's live note does not read rooms, and never takes it by force.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 
 import anyio
 
 from homeroom.errors import Rejected, Unavailable
 from homeroom.matrix import Matrix
+from homeroom.model import Json
+from homeroom.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -21,54 +26,126 @@ NOTE_TYPE = "org.homeroom.bridge"
 VALID_S = 90.0
 """A note that was not renewed for so long belongs to a bridge that is gone."""
 RENEW_S = 30.0
+LOOK_S = 10.0
+"""How soon a bridge notices that another store's has come: both read the rooms until then."""
 RETRY_CLAIM_S = 10.0
 """How soon a bridge that had to stand back looks again."""
 RELEASE_LIMIT_S = 1.0
+SETTLE_S = 1.0
+"""Who takes the homeserver over looks again after this: of two that came at once, both found it
+free, and the homeserver keeps the note that was written last. Longer than a request takes."""
+MARKS = "bridge_marks"
+"""Where the store keeps the marks of the note that is there and of the one to be written."""
 
 
 class HomeserverClaim:
-    """The right of one store to run the bridge on a homeserver."""
+    """The right of one store to run the bridge on a homeserver, while its lease is ``fence``'s."""
 
-    def __init__(self, matrix: Matrix, store_id: str, owner: str) -> None:
-        self._matrix, self._store_id, self._owner = matrix, store_id, owner
-        self._is_ours = False
+    def __init__(self, matrix: Matrix, store: Store, owner: str, fence: int) -> None:
+        self._matrix, self._store, self._owner, self._fence = matrix, store, owner, fence
+        self.rival = ""
+        """Who runs the bridge over another store, as of the last look; empty if nobody does."""
+        self.is_copied = False
+        """Whether that store and ours are copies of one another."""
+        self._mine: list[str] = []
+        """The marks that this process has written, the newest last."""
+        self._written_s = float("-inf")
+        self._seen: str | None = None
+        self._seen_s = 0.0
+        self._is_renewed = False
 
     async def take(self) -> str:
-        """Writes our note; else why we may not run: another store does, or nobody can say."""
+        """Writes our note, if it is time to; else why we may not run: another store's bridge does,
+        or nobody can say.
+
+        Raises:
+            LeaseLost: another process runs the bridge over our own store.
+        """
         try:
-            note = await self._matrix.get_account_data(self._matrix.hub, NOTE_TYPE)
-            other, until_ms = note.get("store_id"), note.get("until_ms")
-            fresh = isinstance(until_ms, int | float) and until_ms > time.time() * 1000
-            self._is_ours = other == self._store_id or not fresh
-            if self._is_ours:
-                await self._write(VALID_S)
+            note = await self._read()
+            if self.rival:
+                return self._taken()
+            is_mine = note.get("mark") in self._mine[-1:]
+            if is_mine and time.monotonic() - self._written_s < RENEW_S:
                 return ""
+            await self._write(note)
+            if not is_mine:
+                await anyio.sleep(SETTLE_S)
+                await self._read()
+            return self._taken() if self.rival else ""
         except (Unavailable, Rejected) as error:
             return str(error)
-        log.warning("homeserver_taken", extra={"by": str(note.get("owner"))[:100]})
+
+    async def _read(self) -> Json:
+        """The note there is; notes whose it is."""
+        note = await self._matrix.get_account_data(self._matrix.hub, NOTE_TYPE)
+        is_ours = str(note.get("mark")) in (await self._store.get_meta(MARKS)).split()
+        is_live = self._is_live(note)
+        self.rival = str(note.get("owner"))[:100] if is_live and not is_ours else ""
+        store_id = await self._store.get_meta("store_id")
+        self.is_copied = bool(self.rival) and note.get("store_id") == store_id
+        return note
+
+    def _is_live(self, note: Json) -> bool:
+        """Whether its writer may be at work still.
+
+        The time in a note is that of another machine, or of before the clock was set: it is
+        believed at first sight only, and never for longer than a note is good for. Whoever was
+        seen to write lives, whatever the time is there.
+        """
+        now_s, until_ms = time.monotonic(), note.get("until_ms")
+        written = f"{note.get('owner')} {note.get('mark')} {until_ms}"
+        if written != self._seen:
+            self._is_renewed = self._seen is not None
+            self._seen, self._seen_s = written, now_s
+        if not isinstance(until_ms, int | float) or not until_ms:
+            return False
+        in_time = self._is_renewed or until_ms > time.time() * 1000
+        return in_time and now_s - self._seen_s < VALID_S
+
+    def _taken(self) -> str:
+        log.warning("homeserver_taken", extra={"by": self.rival, "copy": self.is_copied})
+        if self.is_copied:
+            return (
+                f"Another Homeroom with a copy of this data directory ({self.rival}) runs the"
+                " bridge on this homeserver. Stop one of the two for good: what one has answered,"
+                " the other does not know."
+            )
         return (
-            f"Another Homeroom with a store of its own ({str(note.get('owner'))[:100]}) runs the"
-            " bridge on this homeserver. Stop it, or set the same HOMEROOM_DATA_DIR for both."
+            f"Another Homeroom with a store of its own ({self.rival}) runs the bridge on this"
+            " homeserver. Stop it, or set the same HOMEROOM_DATA_DIR for both."
         )
 
     async def keep(self) -> None:
-        """Renews the note; returns when another store has taken over all the same."""
-        while True:
-            await anyio.sleep(RENEW_S)
-            problem = await self.take()
-            if problem and not self._is_ours:
-                return
+        """Renews the note; returns when another store's bridge has come all the same."""
+        while not self.rival:
+            await anyio.sleep(LOOK_S)
+            await self.take()
 
     async def release(self) -> None:
-        """Takes the note back, so that a successor need not wait."""
-        if self._is_ours:
-            with anyio.move_on_after(RELEASE_LIMIT_S, shield=True):
-                try:
-                    await self._write(0.0)
-                except (Unavailable, Rejected) as error:
-                    log.warning("claim_not_released", extra={"reason": str(error)})
+        """Takes the note back, if it is still ours, so that a successor need not wait."""
+        if not self._mine:
+            return
+        with anyio.move_on_after(RELEASE_LIMIT_S, shield=True):
+            try:
+                note = await self._matrix.get_account_data(self._matrix.hub, NOTE_TYPE)
+                if note.get("mark") in self._mine:
+                    await self._put(str(note.get("mark")), 0)
+            except (Unavailable, Rejected) as error:
+                log.warning("claim_not_released", extra={"reason": str(error)})
 
-    async def _write(self, valid_s: float) -> None:
-        until_ms = int((time.time() + valid_s) * 1000) if valid_s else 0
-        note = {"store_id": self._store_id, "owner": self._owner, "until_ms": until_ms}
+    async def _write(self, there: Json) -> None:
+        mark, until_ms = secrets.token_hex(8), int((time.time() + VALID_S) * 1000)
+        known = (await self._store.get_meta(MARKS)).split()
+        kept = [str(there.get("mark"))] if str(there.get("mark")) in known else []
+        await self._store.put_meta(MARKS, " ".join([*kept, mark]), self._fence)
+        self._mine = [*self._mine[-1:], mark]
+        await self._put(mark, until_ms)
+        self._written_s = time.monotonic()
+
+    async def _put(self, mark: str, until_ms: int) -> None:
+        note = {
+            "store_id": await self._store.get_meta("store_id"), "owner": self._owner,
+            "fence": self._fence, "mark": mark, "until_ms": until_ms,
+        }  # fmt: skip
         await self._matrix.put_account_data(self._matrix.hub, NOTE_TYPE, note)

@@ -8,9 +8,7 @@ SecretStr, so that no log line or traceback can show them.
 from __future__ import annotations
 
 import difflib
-import os
 import re
-import secrets
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,18 +18,14 @@ from urllib.parse import urlsplit
 import platformdirs
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
     field_validator,
-    model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from homeroom.errors import ConfigError
-from homeroom.model import GHOST_PREFIX
 
 PREFIX = "HOMEROOM_"
 
@@ -44,29 +38,48 @@ EXAMPLES: Mapping[str, str] = {
     "matrix_registration": "/etc/homeroom/registration.yaml",
     "matrix_room_version": "11",
     "invite": "@you:example.org,@me:example.org",
+    "accept_invites": "invited-people,@guest:example.org,partner.example",
+    "invite_poll_s": "30",
     "keep_edits": "topic",
+    "space_name": "Letta Agents",
     "retire_after_s": "7200",
     "switch_off": "rename,retire",
     "select_tags": "matrix,team",
     "select_names": "Support *,Ada",
     "select_ids": "agent-597b5756-2915-4560-ba6b-91005f085166",
+    "history_count": "10",
     "sync_interval_s": "30",
+    "skip_after": "5",
+    "audit_interval_s": "86400",
     "turn_silence_s": "300",
     "max_turns": "10",
     "catch_up_s": "3600",
     "max_waiting": "100",
+    "max_waiting_total": "10000",
+    "quiet_s": "2",
+    "status_events": "true",
     "keep_days": "30",
+    "hop_limit": "6",
+    "pair_budget": "60",
+    "stdio_agent": "agent-597b5756-2915-4560-ba6b-91005f085166",
+    "memory_notices": "true",
+    "read_only": "true",
+    "toolsets": "agents,chat,memory,operate",
+    "exclude_tools": "update_agent_memory",
     "data_dir": "/var/lib/homeroom",
     "http_token": "a-long-random-string",
     "http_hosts": "homeroom.example.org",
+    "http_rate": "50",
     "log_level": "INFO",
 }
 """One value per setting that would be accepted; shown in every complaint about it."""
 
+SwitchOff = Literal["rename", "invites", "retire", "spaces", "avatars", "accept_invites"]
+INVITED_PEOPLE, LOCAL, NOBODY = "invited-people", "local", "nobody"
 _MXID = re.compile(r"@[^\s:]+:[^\s]+")
-_NO_SERVER_NAME = "must be a bare server name, without a scheme or a slash"
+NO_SERVER_NAME = "must be a bare server name, without a scheme or a slash"
 _HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
-_SERVER_NAME = re.compile(r"[A-Za-z0-9.\-\[\]:]{1,230}")
+SERVER_NAME = re.compile(r"[A-Za-z0-9.\-\[\]:]{1,230}")
 
 
 def _url(schemes: tuple[str, ...]) -> AfterValidator:
@@ -119,10 +132,28 @@ class Config(BaseSettings):
     invite: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Matrix ids invited to every agent room, separated by commas."
     )
+    accept_invites: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(INVITED_PEOPLE,),
+        description="Whose invitations into other rooms and direct chats agents accept: "
+        "`invited-people` (those of HOMEROOM_INVITE), `local` (every user of the homeserver), "
+        "`nobody`, or Matrix ids and domains; separated by commas. Others are declined.",
+    )
+    invite_poll_s: float = Field(
+        default=30.0,
+        ge=1.0,
+        le=3600.0,
+        description="Seconds within which every agent's user is asked for new invitations. Where "
+        "the homeserver pushes, a push is quicker and this is ten times slower.",
+    )
     keep_edits: Literal["nothing", "name", "topic", "both"] = Field(
         default="topic",
-        description="Which detail of a room stays as a person has set it when the agent's name or "
-        "description changes in Letta. What is not named here is written over then.",
+        description="Which detail of a room stays as a person has set it. What is not named here "
+        "is put back by the next sync.",
+    )
+    space_name: str = Field(
+        default="Letta Agents",
+        max_length=120,
+        description="Name of the Matrix space in which all agent rooms hang.",
     )
     retire_after_s: float = Field(
         default=7200.0,
@@ -131,10 +162,11 @@ class Config(BaseSettings):
         description="Seconds an agent must be gone from Letta before its room is marked as "
         "retired: longer than it takes to move or restore a Letta.",
     )
-    switch_off: Annotated[tuple[Literal["rename", "invites", "retire"], ...], NoDecode] = Field(
+    switch_off: Annotated[tuple[SwitchOff, ...], NoDecode] = Field(
         default=(),
         description="Parts of the sync that are left to people: `rename` (names and topics after "
-        "the start), `invites`, `retire`; separated by commas.",
+        "the start), `invites`, `retire`, `spaces`, `avatars`, `accept_invites` (invitations of "
+        "agents are neither accepted nor declined); separated by commas.",
     )
     select_tags: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
@@ -148,8 +180,31 @@ class Config(BaseSettings):
     select_ids: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="The same by Letta's id of the agent."
     )
+    history_count: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="How many of an agent's last exchanges with people, over all its conversations "
+        "in Letta, are written into its new room, once and marked as history. Everybody who is "
+        "invited can read them.",
+    )
     sync_interval_s: float = Field(
         default=30.0, ge=1.0, le=86400.0, description="Seconds between two reconciliations."
+    )
+    skip_after: int = Field(
+        default=5,
+        ge=1,
+        le=1000,
+        description="Failures in a row after which an agent is skipped: it is then tried after a "
+        "minute or two, later once an hour, and not at every sync. Others do not wait for it.",
+    )
+    audit_interval_s: float = Field(
+        default=86400.0,
+        ge=1.0,
+        le=31_536_000.0,
+        description="Seconds between two audits, which look at every room, alias and agent's user "
+        "themselves. Between them what the hub's sync tells must do; it does not tell of a room "
+        "that was deleted whole.",
     )
     turn_silence_s: float = Field(
         default=300.0,
@@ -175,6 +230,25 @@ class Config(BaseSettings):
         description="Messages that may wait for one agent in one conversation. Whoever sends more "
         "is told at once that it was not taken.",
     )
+    max_waiting_total: int = Field(
+        default=10_000,
+        ge=1,
+        le=1_000_000,
+        description="The same for all agents together.",
+    )
+    quiet_s: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=60.0,
+        description="Seconds. What one person writes in a room with pauses shorter than this "
+        "becomes one turn, which begins at the latest after five times as long. 0: a turn for "
+        "every message.",
+    )
+    status_events: bool = Field(
+        default=False,
+        description="Posts how each message fares as `com.beeper.message_send_status`, for clients "
+        "that show it.",
+    )
     keep_days: float = Field(
         default=30.0,
         ge=1.0,
@@ -182,12 +256,51 @@ class Config(BaseSettings):
         description="Days that finished messages, and what is known of events, are kept. What was "
         "given up is kept until a person decides. Older events are never answered.",
     )
+    hop_limit: int = Field(
+        default=6,
+        ge=1,
+        le=100,
+        description="How often one message from agent to agent may lead to the next. Over it the "
+        "two are paused for an hour, or until somebody writes !resume in the room of either.",
+    )
+    pair_budget: int = Field(
+        default=60,
+        ge=1,
+        le=100_000,
+        description="Messages an hour that two agents may send each other. Over it they are paused "
+        "until that hour is over, or somebody writes !resume.",
+    )
+    stdio_agent: str = Field(
+        default="",
+        max_length=200,
+        description="The agent (id or name) whose process has started `homeroom serve` over stdio: "
+        "what it sends counts as an agent's. Set it in the env of that agent's MCP configuration.",
+    )
+    memory_notices: bool = Field(
+        default=False,
+        description="Whether an agent's room is told, by a notice, which of its memory blocks was "
+        "changed over MCP and by whom; not what stands in it.",
+    )
+    read_only: bool = Field(
+        default=False,
+        description="Only tools that change nothing, whatever the next two say.",
+    )
+    toolsets: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("agents", "chat", "memory"),
+        description="Which groups of tools there are: `agents`, `chat`, `memory`, `operate`; "
+        "separated by commas. Every model reads every tool before its first word.",
+    )
+    exclude_tools: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Tools that there are not, by name, separated by commas."
+    )
     data_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("homeroom")),
         description="Where the store lives. One directory, one Homeroom.",
     )
     http_token: SecretStr = Field(
-        default=SecretStr(""), description="Bearer token that HTTP clients must send."
+        default=SecretStr(""),
+        description="A bearer token for HTTP clients that may do everything. Better are those that"
+        " `homeroom token` makes: they have names and scopes, and are kept as hashes.",
     )
     http_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
@@ -195,16 +308,21 @@ class Config(BaseSettings):
         "Loopback and the address of --http are known; any other name is refused, so that no web "
         "page can point a name of its own at it.",
     )
+    http_rate: float = Field(
+        default=50.0, ge=0.0, le=100_000.0,
+        description="Requests a second that one HTTP caller may make in the long run, four seconds'"
+        " worth of them at once; more get 429. No client in use comes near it. 0: no limit.",
+    )  # fmt: skip
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="How much goes to stderr."
     )
 
-    @field_validator("invite", "http_hosts", mode="before")
+    @field_validator(
+        "invite", "http_hosts", "accept_invites", "toolsets", "exclude_tools", mode="before"
+    )
     @classmethod
     def _split_list(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(part for part in re.split(r"[,\s]+", value) if part)
-        return value
+        return split_names(value) if isinstance(value, str) else value
 
     @field_validator("select_tags", "select_names", "select_ids", "switch_off", mode="before")
     @classmethod
@@ -224,6 +342,27 @@ class Config(BaseSettings):
                 raise ValueError(f"has {person!r}, which is no Matrix id")
         return tuple(dict.fromkeys(value))
 
+    @field_validator("space_name")
+    @classmethod
+    def _check_space_name(cls, value: str) -> str:
+        name = " ".join(value.split())
+        if not name:
+            raise ValueError("must not be blank; spaces in HOMEROOM_SWITCH_OFF goes without one")
+        return name
+
+    @field_validator("accept_invites")
+    @classmethod
+    def _check_accept(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for who in value:
+            if who in (INVITED_PEOPLE, LOCAL, NOBODY) or _MXID.fullmatch(who):
+                continue
+            if not SERVER_NAME.fullmatch(who) or not re.search(r"[.:]|^localhost$", who):
+                words = f"{INVITED_PEOPLE}, {LOCAL}, {NOBODY}"
+                raise ValueError(f"has {who!r}, which is none of {words}, no Matrix id, no domain")
+        if NOBODY in value and len(value) > 1:
+            raise ValueError(f"has {NOBODY} beside others, which contradict it")
+        return tuple(dict.fromkeys(value))
+
     @field_validator("http_hosts")
     @classmethod
     def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -235,8 +374,8 @@ class Config(BaseSettings):
     @field_validator("matrix_server_name")
     @classmethod
     def _check_server_name(cls, value: str) -> str:
-        if value and not _SERVER_NAME.fullmatch(value):
-            raise ValueError(_NO_SERVER_NAME)
+        if value and not SERVER_NAME.fullmatch(value):
+            raise ValueError(NO_SERVER_NAME)
         return value
 
     @field_validator("log_level", "letta_backend", "keep_edits", mode="before")
@@ -276,6 +415,11 @@ class Config(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # What init gets is the TOML file: the environment wins over it.
         return env_settings, init_settings
+
+
+def split_names(text: str | None) -> tuple[str, ...] | None:
+    """Names between commas or spaces; None for None."""
+    return None if text is None else tuple(part for part in re.split(r"[,\s]+", text) if part)
 
 
 def variable_of(field_name: str) -> str:
@@ -344,147 +488,3 @@ def _explain(error: ValidationError) -> ConfigError:
         if not problem.startswith(("must", "has", "is")):
             problem = "is wrong: " + problem[0].lower() + problem[1:]
     return ConfigError(variable_of(name), problem, EXAMPLES.get(name, "..."))
-
-
-# --- The appservice registration ----------------------------------------------------------------
-
-
-class _Namespace(BaseModel):
-    exclusive: bool = True
-    regex: str
-
-
-class _Namespaces(BaseModel):
-    users: list[_Namespace] = []
-    aliases: list[_Namespace] = []
-    rooms: list[_Namespace] = []
-
-
-class Registration(BaseModel):
-    """The appservice registration: what both the homeserver and Homeroom read.
-
-    Source: https://spec.matrix.org/v1.16/application-service-api/#registration
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    id: str
-    url: str | None
-    as_token: SecretStr
-    hs_token: SecretStr
-    sender_localpart: str
-    rate_limited: bool = False
-    namespaces: _Namespaces
-
-    def owns_user(self, user_id: str) -> bool:
-        """Whether the homeserver lets us act as ``user_id``."""
-        return any(re.match(ns.regex, user_id) for ns in self.namespaces.users)
-
-    def owns_alias(self, alias: str) -> bool:
-        return any(re.match(ns.regex, alias) for ns in self.namespaces.aliases)
-
-    @model_validator(mode="after")
-    def _has_tokens(self) -> Registration:
-        if not self.as_token.get_secret_value() or not self.hs_token.get_secret_value():
-            raise ValueError("as_token and hs_token must not be empty")
-        return self
-
-
-def new_registration(
-    server_name: str, url: str | None = None, *, named_by: str = PREFIX + "MATRIX_SERVER_NAME"
-) -> dict[str, Any]:
-    """A registration with fresh tokens, as plain data in the order the file shows it.
-
-    ``url`` None means the homeserver pushes nothing: Homeroom reads by sync alone. ``named_by``
-    is where the server name stands, for the complaint about it.
-
-    Raises:
-        ConfigError: ``server_name`` is none, or ``url`` is none that a homeserver could push to.
-    """
-    if not _SERVER_NAME.fullmatch(server_name):
-        raise ConfigError(named_by, _NO_SERVER_NAME, EXAMPLES["matrix_server_name"])
-    if url is not None:
-        url = _push_url(url)
-    host = re.escape(server_name)
-    return {
-        "id": "homeroom",
-        "url": url,
-        "as_token": secrets.token_urlsafe(48),
-        "hs_token": secrets.token_urlsafe(48),
-        # Never the hub: the sender of an appservice may not sync (Synapse answers 500).
-        "sender_localpart": "homeroom",
-        # The bridge answers many people at once; it has its own brakes.
-        "rate_limited": False,
-        # Ghosts have devices but never log in, as on servers with delegated authentication.
-        "io.element.msc4190": True,
-        "namespaces": {
-            "users": [{"exclusive": True, "regex": f"@{GHOST_PREFIX}.*:{host}"}],
-            "aliases": [{"exclusive": True, "regex": f"#{GHOST_PREFIX}.*:{host}"}],
-            "rooms": [],
-        },
-    }
-
-
-def _push_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ConfigError(
-            "--url", "must be a URL that begins with http or https", "http://127.0.0.1:8017"
-        )
-    return url.rstrip("/")
-
-
-def write_registration(registration: Mapping[str, Any], path: Path, *, force: bool = False) -> None:
-    """Writes the YAML to a new file that only its owner can read.
-
-    Raises:
-        ConfigError: the file exists already (its tokens are in use) or cannot be written.
-    """
-    import yaml
-
-    flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if force else os.O_EXCL)
-    try:
-        fd = os.open(path, flags, 0o600)
-    except FileExistsError:
-        raise ConfigError(
-            "--out",
-            f"names {path}, which exists and holds tokens in use; choose another file, "
-            "or --force to replace it",
-            "registration-new.yaml",
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            "--out", f"cannot be written ({error.strerror})", "registration.yaml"
-        ) from None
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        if hasattr(os, "fchmod"):  # not on Windows, where the directory's rights count
-            os.fchmod(file.fileno(), 0o600)
-        yaml.safe_dump(dict(registration), file, sort_keys=False)
-
-
-def load_registration(path: Path) -> Registration:
-    """The registration in ``path``.
-
-    Raises:
-        ConfigError: it cannot be read, is no YAML, or lacks a field.
-    """
-    import yaml
-
-    variable = variable_of("matrix_registration")
-    example = EXAMPLES["matrix_registration"]
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            variable, f"names {path}, which cannot be read ({error.strerror})", example
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise ConfigError(variable, f"names {path}, which is not valid YAML", example) from None
-    try:
-        return Registration.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ConfigError(
-            variable, f"names {path}, in which {where} is wrong ({first['msg']})", example
-        ) from None

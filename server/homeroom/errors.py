@@ -9,6 +9,7 @@ holds neither a secret nor a request body, so it may be shown to a person or a m
         NotFound      ... `candidates` are the names that exist
         Ambiguous     ... `candidates` are the ids that share the name
         LimitExceeded
+          ExchangePaused  ... two agents have talked too much; wait, or ask a person
         Conflict
         Unsupported   ... this back end has no such thing
       Unavailable     the same call later (nothing was delivered)
@@ -20,18 +21,39 @@ holds neither a secret nor a request body, so it may be shown to a person or a m
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
 Service = Literal["letta", "matrix", "model", "store"]
 
+_HANDLE = re.compile(r"[\w.\-/!#$@:+=~]{1,64}")
+
+
+def is_handle(name: str) -> bool:
+    """Whether a name of somebody else's is short and one word, so that it can say nothing."""
+    return _HANDLE.fullmatch(name) is not None
+
 
 class HomeroomError(Exception):
     """Base of every error that Homeroom raises on purpose."""
 
+    @property
+    def own_words(self) -> str:
+        """The same without what others wrote: what a service said, names that are sentences."""
+        return str(self)
+
 
 class Misuse(HomeroomError):
     """The request cannot succeed as it is; change it."""
+
+    def __init__(self, text: str, own_words: str = "") -> None:
+        super().__init__(text)
+        self._own_words = own_words or text
+
+    @property
+    def own_words(self) -> str:
+        return self._own_words
 
 
 class NotFound(Misuse):
@@ -44,9 +66,17 @@ class NotFound(Misuse):
         self, kind: str, name: str, candidates: Sequence[str] = (), advice: str = ""
     ) -> None:
         self.kind, self.name, self.candidates = kind, name, tuple(candidates)
-        hint = f" Did you mean: {', '.join(self.candidates)}?" if self.candidates else ""
-        advice = f" {advice}" if advice else ""
-        super().__init__(f"There is no {kind} {name!r}.{hint}{advice}")
+        self.advice = advice
+        super().__init__(self._text(self.candidates))
+
+    @property
+    def own_words(self) -> str:
+        return self._text([name for name in self.candidates if is_handle(name)])
+
+    def _text(self, candidates: Sequence[str]) -> str:
+        hint = f" Did you mean: {', '.join(candidates)}?" if candidates else ""
+        advice = f" {self.advice}" if self.advice else ""
+        return f"There is no {self.kind} {self.name!r}.{hint}{advice}"
 
 
 class Ambiguous(Misuse):
@@ -54,10 +84,15 @@ class Ambiguous(Misuse):
 
     def __init__(self, kind: str, name: str, candidates: Sequence[str]) -> None:
         self.kind, self.name, self.candidates = kind, name, tuple(candidates)
-        super().__init__(
-            f"{len(self.candidates)} {kind}s are called {name!r}. Use an id instead: "
-            f"{', '.join(self.candidates)}."
-        )
+        super().__init__(self._text(self.candidates))
+
+    @property
+    def own_words(self) -> str:
+        return self._text([name for name in self.candidates if is_handle(name)])
+
+    def _text(self, candidates: Sequence[str]) -> str:
+        which = f": {', '.join(candidates)}" if candidates else ""
+        return f"{len(self.candidates)} {self.kind}s are called {self.name!r}. Use an id{which}."
 
 
 class LimitExceeded(Misuse):
@@ -67,6 +102,30 @@ class LimitExceeded(Misuse):
         self.what, self.limit, self.actual, self.unit = what, limit, actual, unit
         super().__init__(
             f"{what} may have at most {limit} {unit} and this has {actual}. Nothing was written."
+        )
+
+
+class ExchangePaused(LimitExceeded):
+    """Two agents have reached a limit on what they may send each other; nothing was sent.
+
+    ``pair`` are their ids, ``limit`` is the one that was reached and ``until`` (UTC) when the pause
+    ends by itself.
+    """
+
+    def __init__(self, pair: tuple[str, str], reason: str, limit: int, until: str) -> None:
+        self.pair, self.reason, self.limit, self.until = pair, reason, limit, until
+        self.what, self.actual, self.unit = "An exchange between agents", limit + 1, "messages"
+        # Letta's ids are words; what is more than a word does not get into an error's text.
+        low, high = (agent if is_handle(agent) else "AGENT" for agent in pair)
+        whose = f"between the agents {low} and {high}"
+        if pair[0] == pair[1]:
+            whose = f"of the agent {low} to itself"
+        Misuse.__init__(
+            self,
+            f"Messages {whose} are paused until {until}, because {reason}. Nothing was sent, and"
+            " nothing will be until then. Go on without it, or ask a person, who can end the pause"
+            " by writing !resume in the room of either agent or with"
+            f" `homeroom resume {low} {high}`.",
         )
 
 
@@ -88,26 +147,48 @@ class Unsupported(Misuse):
 class Unavailable(HomeroomError):
     """The service did not take the request; nothing was delivered. The same call may work later.
 
-    ``what`` says what happened, without the advice.
+    ``what`` says what happened, without the advice. ``foreign``: the reason is the service's own.
     """
 
     def __init__(
-        self, service: Service, reason: str = "", retry_after_s: float | None = None
-    ) -> None:
+        self, service: Service, reason: str = "", retry_after_s: float | None = None,
+        *, foreign: bool = False,
+    ) -> None:  # fmt: skip
         self.service, self.reason, self.retry_after_s = service, reason, retry_after_s
+        self.foreign = foreign
         because = f" ({reason})" if reason else ""
         self.what = f"{_NAMES[service]} is not available{because}."
-        when = f"Try again in {retry_after_s:.0f} s." if retry_after_s else "Try again later."
-        super().__init__(f"{self.what} {when}")
+        self._when = f"Try again in {retry_after_s:.0f} s." if retry_after_s else "Try again later."
+        super().__init__(f"{self.what} {self._when}")
+
+    @property
+    def own_words(self) -> str:
+        if not self.foreign:
+            return str(self)
+        return f"{_NAMES[self.service]} is not available. {self._when}"
 
 
 class Rejected(HomeroomError):
-    """The service refused for good; a person must act. ``code`` is the service's own code."""
+    """The service refused for good; a person must act. ``code`` is the service's own code.
 
-    def __init__(self, service: Service, reason: str, code: str = "") -> None:
-        self.service, self.reason, self.code = service, reason, code
-        coded = f" ({code})" if code else ""
-        super().__init__(f"{_NAMES[service]} refused{coded}: {reason}")
+    ``foreign``: the reason is in the service's own words.
+    """
+
+    def __init__(
+        self, service: Service, reason: str, code: str = "", *, foreign: bool = False
+    ) -> None:
+        self.service, self.reason, self.code, self.foreign = service, reason, code, foreign
+        self._coded = f" ({code})" if code else ""
+        super().__init__(f"{_NAMES[service]} refused{self._coded}: {reason}")
+
+    @property
+    def own_words(self) -> str:
+        if not self.foreign:
+            return str(self)
+        return (
+            f"{_NAMES[self.service]} refused{self._coded}. Why, in its own words, stands in"
+            " Homeroom's log: a person has to look."
+        )
 
 
 class Uncertain(HomeroomError):

@@ -1,9 +1,9 @@
 """The durable hand-over: writers put items on lanes, the worker takes them one lane at a time.
 
-Owns the order of work and what becomes of an item whose work fails. Knows neither Letta nor
-Matrix: what to do with an item is the courier's business. Invariants: a lane is worked strictly
-in order, one item at a time; an item that was accepted ends as done or parked (and a parked one as
-replayed or dropped by a person), never as nothing.
+Owns what a store of lanes must promise (``Lanes``), and what becomes of an item whose work fails.
+Knows neither Letta nor Matrix: what to do with an item is the courier's business. Invariants: a
+lane is worked strictly in order, one item at a time; an item that was accepted ends as done,
+expired, parked or cancelled, never as nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,19 +19,37 @@ import anyio
 import anyio.abc
 
 from homeroom.errors import HomeroomError, LeaseLost, Unavailable, Uncertain
-from homeroom.model import Item, ItemId, ItemKind, ItemState, Json, NewItem
+from homeroom.items import Item, ItemKind, ItemState, LeaseState, NewItem
+from homeroom.model import ItemId, Json
 from homeroom.retry import pause_s
-from homeroom.store import Store
 
 log = logging.getLogger(__name__)
 
 POSTS_IN_FLIGHT = 8
 """More requests at once do not make a homeserver faster (measured on Synapse)."""
-PATIENCE_S = {ItemKind.TURN: 3600.0, ItemKind.POST: 20 * 3600.0}
+REPEATABLE = (ItemKind.POST, ItemKind.STATUS)
+"""Kinds whose effect is idempotent by key. Their delivery begins with the claim: to know more
+exactly how far one got is not worth a commit of its own."""
+PATIENCE_S = {ItemKind.TURN: 3600.0, ItemKind.POST: 20 * 3600.0, ItemKind.STATUS: 600.0}
 """An item that has kept failing for longer is parked, and whoever sent it is told. A homeserver
 knows a transaction id for 24 hours: until then a post may be repeated, afterwards not."""
+POST_KEY_KEPT_S = 86_400.0
+"""How long a homeserver knows a transaction id again; measured on Synapse, which keeps 24 hours."""
 UNCERTAIN_LIMIT = 5
 """So often the answer to a turn may get lost before a person must look."""
+CRASH_LIMIT = 10
+"""So many processes may die in a turn that has begun before it is given up for what kills them.
+More than a few, because a restart that has other reasons counts as well."""
+CLAIM_CRASH_LIMIT = 50
+"""So many may die with an item merely in hand: claimed, or a post on its way. Many more, because
+whatever keeps killing a process catches the same few items each time."""
+
+CLOCK_STEP_S = 2.0
+"""A clock that went on by so much more or less than time passed was set, or the machine slept."""
+
+Begin = Callable[[], Awaitable[None]]
+Tell = Callable[[Item], Sequence[NewItem]]
+"""What to tell whom about an item. Pure: stores call it inside of a transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +63,8 @@ class Outcome:
 class Courier(Protocol):
     """Who carries items out. Raises the errors of ``homeroom.errors``."""
 
-    async def deliver(self, item: Item) -> Outcome: ...
+    async def deliver(self, item: Item, begin: Begin) -> Outcome:
+        """Awaits ``begin`` right before the first request that has an effect."""
 
     def on_delay(self, item: Item, error: Unavailable | Uncertain) -> Sequence[NewItem]:
         """What to tell whom when an item has to wait for a service. Pure."""
@@ -53,27 +72,107 @@ class Courier(Protocol):
     def on_parked(self, item: Item, reason: str, *, delivered: bool) -> Sequence[NewItem]:
         """What to tell whom when an item was given up. Pure."""
 
+    def on_expired(self, item: Item) -> Sequence[NewItem]:
+        """What to tell whom when an item's time was up before it was delivered. Pure."""
+
+
+class Lanes(Protocol):
+    """What a store of lanes promises: all that the worker, the relay and the app know of it.
+
+    Every call is one commit, and what it returned is on disk. Ids sort by time, and so do lanes:
+    one item at a time, what was tried before first, then by priority, then by id. Whoever works
+    holds the lease, whose fencing number goes with every claim and verdict; one that is not the
+    newest is refused with LeaseLost, and nothing of it is written.
+    """
+
+    @property
+    def changed(self) -> anyio.Event:
+        """Set at the next commit of any process. Take it *before* reading what you wait for."""
+
+    async def take_lease(
+        self, owner: str, *, rank: int, ttl_ms: int, is_gone: Callable[[str], bool] = ...
+    ) -> LeaseState:
+        """The lease if it was free; else who has it. Claims of the holder before wait again, and
+        nothing has been failing for as long as nobody had it."""
+
+    async def renew_lease(self, fence: int, ttl_ms: int) -> None: ...
+
+    async def release_lease(self, fence: int) -> None:
+        """Gives it up if it is still ours, and every claim with it."""
+
+    async def put(self, items: Sequence[NewItem]) -> list[ItemId]:
+        """All of them or, with LimitExceeded, none; a known dedupe key gives the item it has."""
+
+    async def claim(
+        self, kinds: Sequence[ItemKind], fence: int, *, begin: Sequence[ItemKind] = ...,
+        on_expired: Tell = ..., held: Sequence[str] = ...,
+    ) -> tuple[Item | None, int | None]:  # fmt: skip
+        """The next item that may be worked on, now ours; else None and when to look again (ms).
+        Lanes whose names begin with one of ``held`` are left alone."""
+
+    async def begin(self, item: Item, fence: int) -> None:
+        """From now on the item may have been delivered."""
+
+    async def finish(
+        self, item: Item, state: ItemState, *, fence: int, result: Json | None = ...,
+        reason: str = ..., delivered: bool = ..., then: Sequence[NewItem] = ...,
+        claim_next: Sequence[ItemKind] = ...,
+    ) -> Item | None:  # fmt: skip
+        """Ends a claim, puts what follows, and claims the next item of ``claim_next`` if any."""
+
+    async def retry(
+        self, item: Item, *, fence: int, delay_ms: int, reason: str, delivered: bool,
+        uncertain: bool = ..., then: Sequence[NewItem] = ...,
+    ) -> None:  # fmt: skip
+        """Hands a claim back to the head of its lane, for later."""
+
+    async def follow_clock(self, step_ms: int, fence: int) -> None:
+        """The clock was set by that much: what was put off is due no later for it (but for a
+        schedule, which goes by the clock), and a turn has not been failing for longer."""
+
+    async def cancel(self, item_id: ItemId, reason: str, tell: Tell) -> Item:
+        """Ends an item that waits. Raises Misuse if it does not."""
+
+    async def replay(self, item_id: ItemId, tell: Tell) -> tuple[Item, int]:
+        """Puts a parked item back at its old place; it and how many come first."""
+
+    async def drop(self, item_id: ItemId, reason: str, tell: Tell) -> None:
+        """Ends a parked item."""
+
+    async def get_item(self, item_id: ItemId) -> Item:
+        """Raises NotFound."""
+
+    async def place_in_lane(self, item: Item) -> int:
+        """How many open items of its lane come first."""
+
+    async def count_items(self) -> dict[str, int]:
+        """How many items are in each state."""
+
 
 class Mailbox:
-    """Lanes of items over the store, and the worker of the process that holds the lease."""
+    """Lanes of items, and the worker of the process that holds the lease."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, lanes: Lanes) -> None:
+        self._lanes = lanes
 
     async def put(self, items: Sequence[NewItem]) -> list[ItemId]:
         """Accepts items durably; a known dedupe key gives the item it has already."""
-        return await self._store.put(items)
+        return await self._lanes.put(items)
 
     async def get(self, item_id: ItemId) -> Item:
         """Raises NotFound."""
-        return await self._store.get_item(item_id)
+        return await self._lanes.get_item(item_id)
+
+    async def place_in_lane(self, item: Item) -> int:
+        """How many open items of its lane come first."""
+        return await self._lanes.place_in_lane(item)
 
     async def wait_ended(self, item_id: ItemId, timeout_s: float) -> Item:
         """The item, as soon as it has ended, or as it stands after ``timeout_s``."""
         deadline = anyio.current_time() + timeout_s
         while True:
-            changed = self._store.changed
-            item = await self._store.get_item(item_id)
+            changed = self._lanes.changed
+            item = await self._lanes.get_item(item_id)
             left_s = deadline - anyio.current_time()
             if item.state.has_ended or left_s <= 0:
                 return item
@@ -81,52 +180,72 @@ class Mailbox:
                 await changed.wait()
 
     async def run_worker(
-        self, courier: Courier, *, fence: int, in_flight: Mapping[ItemKind, int]
-    ) -> None:
+        self, courier: Courier, *, fence: int, in_flight: Mapping[ItemKind, int],
+        holds: Callable[[Item], str] = lambda item: "",
+    ) -> None:  # fmt: skip
         """Works items until cancelled, at most ``in_flight`` of each kind at once.
+
+        While an item is worked on, the lanes whose names begin with what ``holds`` gives for it
+        wait, too (empty: none but its own).
 
         Raises LeaseLost when another process has taken over: nothing more may be written.
         """
-        slots = _Slots(in_flight)
+        slots, ahead_s = _Slots(in_flight), time.time() - time.monotonic()
+        in_hand: dict[ItemId, Item] = {}
 
         async def work(item: Item) -> None:
             while True:
-                # The post of an answer is claimed with the commit that records the answer.
-                post = slots.take(ItemKind.POST)
-                follower: Item | None = None
+                in_hand[item.id] = item
                 try:
-                    claim_next = (ItemKind.POST,) if post else ()
-                    follower = await self._work(item, courier, fence, claim_next)
+                    follower = await self._work(item, courier, fence, slots)
                 finally:
+                    del in_hand[item.id]
                     slots.give(item.kind)
-                    if post and follower is None:
-                        slots.give(ItemKind.POST)
                 if follower is None:
                     return
                 item = follower
 
         async with anyio.create_task_group() as workers:
             while True:
-                changed, freed, kinds = self._store.changed, slots.freed, slots.free_kinds()
+                changed, freed, kinds = self._lanes.changed, slots.freed, slots.free_kinds()
                 due_ms = None
+                before_s, ahead_s = ahead_s, time.time() - time.monotonic()
+                if abs(ahead_s - before_s) > CLOCK_STEP_S:
+                    await self._lanes.follow_clock(int((ahead_s - before_s) * 1000), fence)
                 if kinds:
-                    item, due_ms = await self._store.claim(kinds, fence)
+                    held = {name for item in in_hand.values() if (name := holds(item))}
+                    item, due_ms = await self._lanes.claim(
+                        kinds, fence, begin=REPEATABLE, on_expired=courier.on_expired,
+                        held=sorted(held),
+                    )  # fmt: skip
                     if item:
                         slots.take(item.kind)
+                        in_hand[item.id] = item
                         workers.start_soon(work, item)
                         continue
                 wait_s = max(0.0, due_ms / 1000 - time.time()) if due_ms else 60.0
                 await _first_of(wait_s, changed, freed)
 
-    async def _work(
-        self, item: Item, courier: Courier, fence: int, claim_next: Sequence[ItemKind]
-    ) -> Item | None:
+    async def _work(self, item: Item, courier: Courier, fence: int, slots: _Slots) -> Item | None:
         """Carries one item out and writes down what came of it. One sick item harms no other.
 
         Returns the item that was claimed along with that, if any.
         """
+        begun = item.begun or item.kind in REPEATABLE
+
+        async def begin() -> None:
+            nonlocal begun
+            if item.kind not in REPEATABLE:
+                await self._lanes.begin(item, fence)
+            begun = True
+
+        if item.crash_count >= CRASH_LIMIT or item.claim_crash_count >= CLAIM_CRASH_LIMIT:
+            count = item.crash_count + item.claim_crash_count
+            reason = f"Homeroom died {count} times while it worked on this."
+            await self._park(item, reason, courier, fence, delivered=item.begun)
+            return None
         try:
-            outcome = await courier.deliver(item)
+            outcome = await courier.deliver(item, begin)
         except LeaseLost:
             raise
         except Unavailable as error:
@@ -141,13 +260,25 @@ class Mailbox:
             incident = secrets.token_hex(4)
             log.exception("item_work_failed", extra={"item_id": item.id, "incident": incident})
             reason = f"a fault in Homeroom, incident {incident}; its log has the rest"
-            await self._park(item, reason, courier, fence, delivered=True)
+            await self._park(item, reason, courier, fence, delivered=begun)
         else:
-            return await self._store.finish(
+            return await self._finish(item, outcome, fence, slots)
+        return None
+
+    async def _finish(self, item: Item, outcome: Outcome, fence: int, slots: _Slots) -> Item | None:
+        """Ends an item. The post of an answer is claimed with the commit that records the answer,
+        if one more may be worked on: not before, or a long turn would keep others from posting."""
+        claim_next = (ItemKind.POST,) if slots.take(ItemKind.POST) else ()
+        follower: Item | None = None
+        try:
+            follower = await self._lanes.finish(
                 item, ItemState.DONE, fence=fence, result=outcome.result, then=outcome.then,
                 claim_next=claim_next,
             )  # fmt: skip
-        return None
+        finally:
+            if claim_next and follower is None:
+                slots.give(ItemKind.POST)
+        return follower
 
     async def _put_off(
         self, item: Item, error: Unavailable | Uncertain, courier: Courier, fence: int,
@@ -156,13 +287,13 @@ class Mailbox:
         uncertain = isinstance(error, Uncertain)
         failing_s = time.time() - item.failing_since_ms / 1000 if item.failing_since_ms else 0.0
         left_s = PATIENCE_S[item.kind] - failing_s
-        repeatable = item.kind is ItemKind.POST
-        lost_often = uncertain and not repeatable and item.uncertain_count >= UNCERTAIN_LIMIT
+        may_repeat = item.kind in REPEATABLE
+        lost_often = uncertain and not may_repeat and item.uncertain_count >= UNCERTAIN_LIMIT
         if left_s <= 0 or lost_often:
             await self._park(item, str(error), courier, fence, delivered=delivered)
             return
         after_s = error.retry_after_s if isinstance(error, Unavailable) else None
-        await self._store.retry(
+        await self._lanes.retry(
             item,
             fence=fence,
             # No service may put an item off for longer than it is kept for.
@@ -177,9 +308,10 @@ class Mailbox:
         self, item: Item, reason: str, courier: Courier, fence: int, *, delivered: bool
     ) -> None:
         log.warning("item_parked", extra={"item_id": item.id, "lane": item.lane, "reason": reason})
-        await self._store.finish(
+        await self._lanes.finish(
             item,
-            ItemState.PARKED,
+            # Nobody needs to decide about a status: a newer one or the answer tells the same.
+            ItemState.CANCELLED if item.kind is ItemKind.STATUS else ItemState.PARKED,
             fence=fence,
             reason=reason,
             delivered=delivered,

@@ -11,8 +11,6 @@ import hashlib
 import re
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any, Literal, NewType
 
 AgentId = NewType("AgentId", str)
@@ -29,11 +27,7 @@ ItemId = NewType("ItemId", str)
 """Id of a mailbox item. Sorts by time of creation; follows a message from end to end."""
 
 Json = Dict[str, Any]
-
-
-def utc_text(ms: int) -> str:
-    """A point in time for people to read: UTC, to the second."""
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 # --- Letta ---------------------------------------------------------------------------------------
@@ -50,9 +44,9 @@ class Agent:
 
 
 def encodable(text: object) -> str:
-    """``text`` without what no database and no other service takes: lone surrogates. A missing
-    text is empty."""
-    return str(text or "").encode("utf-8", "replace").decode()
+    """``text`` as it is, but for lone surrogates, which no protocol and no database takes: each
+    becomes U+FFFD. A missing text is empty."""
+    return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", str(text or ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +84,8 @@ class Capabilities:
     cancel: bool = False
     finds_turns: bool = False
     """``find_turn`` can tell whether a turn was taken."""
+    history: bool = False
+    """``list_history`` can tell what was said before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +97,24 @@ class Turn:
     run_id: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What a person said to an agent and what it answered, with the times (ms). Untrusted."""
+
+    asked: str
+    answered: str
+    asked_ms: int
+    answered_ms: int
+
+
 # --- Matrix --------------------------------------------------------------------------------------
 
+MARKER_TYPE = "org.homeroom.room"
+"""State event by which we know our own room again."""
 GHOST_PREFIX = "agent_"
 HUB_LOCALPART = "agent_hub"
+SPACE_LOCALPART = "agent_space"
+"""Of the alias of the space that holds the agents' rooms."""
 
 
 def ghost_localpart(agent_id: AgentId) -> str:
@@ -112,16 +122,21 @@ def ghost_localpart(agent_id: AgentId) -> str:
 
     Letta's own ``agent-`` prefix is not repeated. The map is injective: an id that does not
     survive it (upper case, characters Matrix forbids, an underscore that a dash could also have
-    become, the hub's own name) keeps a readable part and gets a digest.
+    become, the names of the hub and of the space) keeps a readable part and gets a digest.
 
     Source: https://spec.matrix.org/v1.16/appendices/#user-identifiers (grammar of localparts).
     """
     bare = agent_id.removeprefix("agent-")
-    if re.fullmatch(r"[a-z0-9-]{1,200}", bare) and bare not in ("hub", ""):
+    if re.fullmatch(r"[a-z0-9-]{1,200}", bare) and bare not in ("hub", "space", ""):
         return GHOST_PREFIX + bare.replace("-", "_")
     readable = re.sub(r"[^a-z0-9]+", "_", bare.lower()).strip("_")[:60]
     digest = hashlib.sha256(agent_id.encode()).hexdigest()[:12]
     return f"{GHOST_PREFIX}{readable or 'x'}_{digest}"
+
+
+def localpart_of(ghost: GhostId) -> str:
+    """The localpart of a ghost; that of an agent which was imported is not made of its id."""
+    return ghost.removeprefix("@").partition(":")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +167,71 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class StateEvent:
+    """What a room says of itself under one type and key. ``content`` is untrusted."""
+
+    room_id: RoomId
+    type: str
+    state_key: str
+    content: Json
+    sender: str
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """A name, topic or avatar (an ``mxc:`` URL) of a room, and who gave it; empty if nobody did."""
+
+    text: str = ""
+    sender: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RoomView:
+    """A room as the hub's sync (or an audit) last told it. Whatever it says is untrusted.
+
+    Nothing newer is told of a room that the hub has left.
+    """
+
+    room_id: RoomId
+    known: bool = False
+    """Its state was told. Of an unknown room nothing but memberships may be here."""
+    name: Detail = Detail()
+    topic: Detail = Detail()
+    avatar: Detail = Detail()
+    canonical_alias: str = ""
+    room_type: str = ""
+    """``m.space`` for a space."""
+    closed: bool = False
+    """It has a tombstone."""
+    replacement: RoomId | None = None
+    """The room that its tombstone names."""
+    marker: Json = field(default_factory=dict)
+    """Content of its ``org.homeroom.room``; empty unless ``marked_by`` set one."""
+    marked_by: str = ""
+    power_levels: Json = field(default_factory=dict)
+    parents: frozenset[RoomId] = frozenset()
+    """Spaces that it says it is in."""
+    children: frozenset[RoomId] = frozenset()
+    """Rooms that it, a space, says are in it."""
+    members: Dict[str, str] = field(default_factory=dict)
+    """User id to membership (``join``, ``invite``, ``leave``, ``ban``, ``knock``)."""
+
+    def users(self, *memberships: str) -> frozenset[str]:
+        """Everybody with one of these memberships."""
+        return frozenset(user for user, what in self.members.items() if what in memberships)
+
+
+@dataclass(frozen=True, slots=True)
+class RoomTold:
+    """A room as we know it without the hub's sync: because we made it, or went to look."""
+
+    state: tuple[StateEvent, ...]
+    members: tuple[Member, ...]
+    ghosts: frozenset[str]
+    """Which of the members are ours."""
+
+
+@dataclass(frozen=True, slots=True)
 class SyncBatch:
     """What one /sync of the hub brought, gaps already filled.
 
@@ -162,9 +242,29 @@ class SyncBatch:
     cursor: str
     events: tuple[RoomEvent, ...] = ()
     members: tuple[Member, ...] = ()
+    state: tuple[StateEvent, ...] = ()
+    """What changed in the rooms' state, memberships apart; of one type and key the last counts."""
     left_rooms: tuple[RoomId, ...] = ()
     has_more: bool = False
     """There is more of the backlog, which the next step brings."""
+    joined_ms: Dict[RoomId, int] = field(default_factory=dict)
+    """Rooms that the hub has just come into, and when; also in each step of their backlog."""
+    since: str = ""
+    """The homeserver's token after which this came: it stands before all that was left."""
+    now_ms: int = 0
+    """What the homeserver's clock said when it answered; 0 if it did not tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """What is known of a room that the hub has just come into, or that has a hole to read."""
+
+    ghost: GhostId
+    """Who was there all the time and may read it, too."""
+    since: str = ""
+    """A token from before the hub was put out; empty if nobody saw it leave."""
+    was_in: bool = False
+    """The hub was there when it was last heard of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +280,26 @@ class RoomSpec:
     version: str
     marker: Json = field(default_factory=dict)
     """Content of the ``org.homeroom.room`` state event by which we know our own room again."""
+    avatar: Json = field(default_factory=dict)
+    """Content of its ``m.room.avatar``; empty: none."""
+    parent: RoomId | None = None
+    """The space it hangs in."""
+    is_space: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Avatar:
+    """A generated picture and where it was put; an empty field means "not yet"."""
+
+    mxc: str = ""
+    """Its address on the homeserver, reserved before the picture lies there."""
+    digest: str = ""
+    """Of the picture that lies there."""
+    profile: str = ""
+    """Of the picture that the ghost's profile was given."""
+    room_id: RoomId | None = None
+    room: str = ""
+    """Of the picture for which ``room_id`` was seen to: it has ours, or keeps a person's."""
 
 
 # --- The durable record of one agent's home ------------------------------------------------------
@@ -214,170 +334,75 @@ class Mapping:
     """How many complete lists lacked it; not counted beyond what a plan asks for."""
     retired: bool = False
     """Its room says that the agent is gone from Letta."""
-
-
-# --- The mailbox ---------------------------------------------------------------------------------
-
-
-class ItemKind(StrEnum):
-    TURN = "turn"
-    """Hand a message to an agent and take its answer."""
-    POST = "post"
-    """Post an event into a room as a ghost."""
-
-
-class ItemState(StrEnum):
-    WAITING = "waiting"
-    CLAIMED = "claimed"
-    """A worker has it and may have touched the outside world."""
-    DONE = "done"
-    PARKED = "parked"
-    CANCELLED = "cancelled"
-    """A person dropped it after it was parked."""
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether nobody works on it any more (a parked item until a person replays it)."""
-        return self not in (ItemState.WAITING, ItemState.CLAIMED)
+    history_due: bool = False
+    """Its room is new, and what was said before shall be written into it, if that is wanted."""
+    history_written: bool = False
+    """That was done, in whichever room: never a second time."""
+    marked: bool = True
+    """Its room carries our marker and the agent's alias; one that was imported does not yet."""
+    retired_ms: int = 0
+    """Since when it says so; the brake counts who was retired of late."""
+    avatar: Avatar = Avatar()
+    refused_actions: tuple[tuple[str, str], ...] = ()
+    """(kind, reason) of side actions that the homeserver refused for good: not asked again."""
+    room_gone: bool = False
+    """The room was deleted, or nobody is left in it who could let anybody in."""
+    alias_room: str | None = None
+    """Where its alias pointed when it was last looked at; empty: nowhere, None: never looked at."""
+    put_back: tuple[tuple[str, int], ...] = ()
+    """(``name`` or ``topic``, when in ms) of what we wrote over what somebody else had written."""
 
 
 @dataclass(frozen=True, slots=True)
-class NewItem:
-    """What a writer puts on a lane.
+class Space:
+    """The durable row of the space that holds the agents' rooms, with what was applied."""
 
-    ``dedupe_key`` names the cause (an event id, a caller's key): a second put with the same key
-    is the first item, not a new one.
-    """
-
-    lane: str
-    kind: ItemKind
-    payload: Json
-    dedupe_key: str
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One entry of the mailbox as the store holds it."""
-
-    id: ItemId
-    lane: str
-    kind: ItemKind
-    payload: Json
-    dedupe_key: str
-    state: ItemState
-    attempts: int
-    created_ms: int
-    begun: bool = False
-    """An earlier claim ended without a verdict: its effect may already have happened."""
-    generation: int = 0
-    """How often its effect is known to have failed cleanly; part of the key it is sent with."""
-    not_before_ms: int = 0
-    failing_since_ms: int = 0
-    """When the first of its attempts failed; 0 as long as none has."""
-    uncertain_count: int = 0
-    """How many attempts ended with their answer lost."""
-    result: Json | None = None
-    reason: str = ""
-    replay_count: int = 0
-    """How often a person has put it back after it was parked."""
-
-    @property
-    def cause(self) -> str:
-        """What names it as the cause of a notice: a replay is told of like a new message."""
-        return f"{self.id}.{self.replay_count}" if self.replay_count else self.id
-
-    @property
-    def key(self) -> str:
-        """The idempotency key of the effect: the same until a clean failure, then a fresh one."""
-        return f"{self.id}.{self.generation}" if self.generation else self.id
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One entry of an item's history. ``next_try_ms`` is 0 where it was not put off."""
-
-    at_ms: int
-    state: ItemState
-    reason: str = ""
-    next_try_ms: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class HeardEvent:
-    """What is kept of a room event: who, when, where and the rule that decided it. No text."""
-
-    id: EventId
-    room_id: RoomId
-    sender: str
-    sent_ms: int
-    """By the clock of the sender's homeserver."""
-    received_ms: int
-    outcome: str
-    """Empty while it has not been decided: no agent is known to live in the room."""
-    held: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """All that the store knows of one message: its event, its item and what followed from it.
-
-    ``event`` is None for a message of a tool, ``item`` for one that was not relayed.
-    """
-
-    event: HeardEvent | None
-    item: Item | None
-    changes: tuple[Change, ...] = ()
-    place: int = 0
-    """How many open items of its lane come first."""
-    posts: tuple[tuple[Item, tuple[Change, ...]], ...] = ()
-    """The answer's posts and the notices about it, each with its history."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parked:
-    """An item that was given up and waits for a person."""
-
-    item: Item
-    parked_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What becomes of a room event: items for the mailbox, and the rule that decided it."""
-
-    outcome: str
-    items: tuple[NewItem, ...] = ()
-    held: bool = False
-    """It came too late to be answered by itself: it is kept until somebody asks for it."""
-    releases_held: bool = False
-    """What is held of the room is decided anew, as if it were not late; ``items`` are for the
-    case that nothing is."""
-    if_full: tuple[NewItem, ...] = ()
-    """Instead of ``items``, where too many turns wait on their lane already."""
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """The newest message of a room that a commit accepted for its agent."""
-
-    ghost: GhostId
-    room_id: RoomId
-    event_id: EventId
+    room_id: RoomId | None = None
+    name: str = ""
+    invited: frozenset[str] = frozenset()
+    avatar: Avatar = Avatar()
+    """The space and the hub, which made it, show the same picture."""
+    refused_actions: tuple[tuple[str, str], ...] = ()
+    """(kind, or Matrix id where an invitation was it; reason), as in ``Mapping``."""
+    alias_room: str | None = None
+    """Where its alias led when it was last looked at; empty: nowhere, None: never looked at."""
 
 
 # --- Sync ----------------------------------------------------------------------------------------
 
-ActionKind = Literal[
+HomeKind = Literal[
     "register_ghost",
     "set_display_name",
     "create_room",
+    "follow_room",
     "join_hub",
+    "set_alias",
     "invite_person",
     "set_room_name",
     "set_topic",
     "retire_agent",
     "restore_agent",
+    "mark_room",
+    "write_history",
 ]
+"""What gives an agent its home."""
+SideKind = Literal[
+    "make_space",
+    "set_space_name",
+    "set_space_alias",
+    "invite_to_space",
+    "add_to_space",
+    "remove_from_space",
+    "set_parent",
+    "upload_avatar",
+    "set_avatar",
+    "set_room_avatar",
+]
+"""What stands beside it: a failure is a matter of that action alone."""
+ActionKind = HomeKind | SideKind
+
+SPACE_AGENT = AgentId("")
+"""In the place of an agent's id: an action on the space or the hub."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,6 +429,48 @@ class Failure:
     """A person must act (a refusal); otherwise a later sync tries again."""
     next_try_ms: int = 0
     """When it is tried again by itself; 0: when a person asks for a sync."""
+    failures: int = 0
+    """How often in a row something of this agent's failed; 0: its service is away, which is held
+    against nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What keeps an agent from being in step: durable, so that a restart forgives nothing."""
+
+    agent_id: AgentId
+    failures: int
+    """In a row, since something last worked."""
+    final: bool
+    """The last one was a refusal: a person must act."""
+    next_try_ms: int
+    problem: str
+    """What its mapping says, too. Once that says something else, waiting has no more sense."""
+    task: str = ""
+    """The one action that it is about; empty: all that gives the agent its home."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """A service that the reconciler leaves alone for now, because it is away."""
+
+    service: str
+    reason: str
+    since_ms: int
+    next_try_ms: int
+    """When one probe is let through."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncProgress:
+    """How far a reconciliation has got."""
+
+    done: int = 0
+    """Actions that were tried."""
+    total: int = 0
+    """Actions that were planned so far; more may turn out to be needed."""
+    agent_name: str = ""
+    """Of the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,79 +483,14 @@ class SyncReport:
     failures: tuple[Failure, ...]
     duration_s: float
     dry_run: bool = False
+    outages: tuple[Outage, ...] = ()
+    audited: bool = False
+    """The rooms themselves were looked at first."""
+    unread: tuple[str, ...] = ()
+    """What of them could not be looked at, and why."""
 
     @property
     def left(self) -> tuple[Action, ...]:
         """Actions planned and not applied: the drift that remains."""
         done = set(self.applied)
         return tuple(action for action in self.planned if action not in done)
-
-
-# --- What the facade hands to the tools ----------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class AgentView:
-    """An agent as the tools show it: Letta's description joined with its home in Matrix."""
-
-    agent: Agent
-    ghost: str
-    room_id: str
-    alias: str
-    state: Literal["home", "moving_in", "no_matrix", "not_synced", "not_selected", "failing"]
-    problem: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class AgentPage:
-    agents: tuple[AgentView, ...]
-    total: int
-    next_cursor: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ReplyView:
-    """Where a chat stands. ``status`` ``failed`` carries the reason; the others a reply or none."""
-
-    reply_id: str
-    status: Literal["complete", "pending", "failed"]
-    agent_id: AgentId
-    agent_name: str
-    reply: str = ""
-    reason: str = ""
-    place_in_lane: int = 0
-    """How many items of the same lane come first; 0 means it is being worked on or done."""
-
-
-StoryState = Literal[
-    "undecided",
-    "ignored",
-    "held",
-    "waiting",
-    "working",
-    "answered",
-    "posted",
-    "parked",
-    "cancelled",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    at_ms: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Story:
-    """What happened to one message, in sentences and without its text."""
-
-    state: StoryState
-    now: str
-    """Where it stands and what can be done."""
-    steps: tuple[Step, ...]
-    """In the order of time."""
-    item_id: str = ""
-    event_id: str = ""
-    room_id: str = ""
-    sender: str = ""

@@ -16,19 +16,35 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
 from sqlite_utils import Database
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
 
 from homeroom.background import background
 from homeroom.errors import Rejected
-from homeroom.store.history import History
-from homeroom.store.items import LeaseState
-from homeroom.store.rooms import Announce, Decide
+from homeroom.items import LeaseState
+from homeroom.store.imports import Imports
+from homeroom.store.leases import Leases
+from homeroom.store.rooms import AUDITED_MS, GHOST_IS_OUT, HUB_IS_OUT
+from homeroom.store.routing import Announce, Decide
 from homeroom.store.schema import migrations
+from homeroom.store.surface import Surface
+from homeroom.store.troubles import Troubles
 
-__all__ = ["Announce", "Decide", "LeaseState", "Store", "open_store"]
+__all__ = [
+    "AUDITED_MS",
+    "GHOST_IS_OUT",
+    "HUB_IS_OUT",
+    "Announce",
+    "Decide",
+    "LeaseState",
+    "Store",
+    "SyncWish",
+    "open_store",
+]
 
 _BUSY_TIMEOUT_MS = 60_000
 """How long a write waits for another process's write before it fails: longer than a backup holds
@@ -39,28 +55,37 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class Store(History):
+class SyncWish(NamedTuple):
+    """What a request for a reconciliation asks for beyond it."""
+
+    confirm_removals: bool
+    audit: bool
+
+
+class Store(Leases, Troubles, Imports, Surface):
     """The one durable state of Homeroom. Every method is one transaction."""
 
     # --- requests for a sync, from processes that do not run the bridge ---------------------------
 
-    async def request_sync(self, *, confirm_removals: bool = False) -> int:
+    async def request_sync(self, *, confirm_removals: bool = False, audit: bool = False) -> int:
         """Asks the process that runs the bridge for a reconciliation. Returns the request's id."""
 
         def ask() -> int:
             cursor = self._conn.execute(
-                "INSERT INTO sync_run (requested_ms, confirm_removals) VALUES (?, ?)",
-                (self._now_ms(), int(confirm_removals)),
+                "INSERT INTO sync_run (requested_ms, confirm_removals, audit) VALUES (?, ?, ?)",
+                (self._now_ms(), int(confirm_removals), int(audit)),
             )
             return int(cursor.lastrowid or 0)
 
         return await self._write(ask)
 
-    async def pending_sync_requests(self) -> dict[int, bool]:
-        """Ids of the requests that wait, each with whether it confirms removals."""
-        sql = "SELECT id, confirm_removals FROM sync_run WHERE finished_ms IS NULL ORDER BY id"
+    async def pending_sync_requests(self) -> dict[int, SyncWish]:
+        """Ids of the requests that wait, each with what it asks for."""
+        sql = "SELECT * FROM sync_run WHERE finished_ms IS NULL ORDER BY id"
         rows = await self._run(partial(self._rows, sql))
-        return {row["id"]: bool(row["confirm_removals"]) for row in rows}
+        return {
+            row["id"]: SyncWish(bool(row["confirm_removals"]), bool(row["audit"])) for row in rows
+        }
 
     async def finish_sync_requests(self, ids: Sequence[int], report: str, fence: int) -> None:
         """Records a finished reconciliation as the answer to these requests (none: as its own)."""
@@ -81,6 +106,17 @@ class Store(History):
             )
 
         await self._write(write, fence)
+
+    async def save_sync_progress(self, progress: str, fence: int) -> None:
+        """Tells everybody who waits for a reconciliation how far the one that runs has got."""
+        sql = "UPDATE sync_run SET progress = ? WHERE finished_ms IS NULL"
+        await self._write(lambda: self._conn.execute(sql, (progress,)), fence)
+
+    async def find_sync_progress(self, request: int) -> str | None:
+        """What was last told to that request; None if nothing was."""
+        sql = "SELECT progress FROM sync_run WHERE id = ?"
+        row = await self._run(partial(self._row, sql, (request,)))
+        return row["progress"] if row else None
 
     async def find_sync_report(self, request: int | None = None) -> str | None:
         """The report of one request, or of the newest finished run; None if there is none yet."""
@@ -105,13 +141,30 @@ class Store(History):
         return await self._run(read)
 
 
+def _is_locked(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and (
+        error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    )
+
+
+@retry(
+    retry=retry_if_exception(_is_locked), wait=wait_random(0.005, 0.05),
+    stop=stop_after_delay(_BUSY_TIMEOUT_MS / 1000), reraise=True,
+)  # fmt: skip
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """SQLite does not wait ``busy_timeout`` when two processes change a new file's mode at once:
+    one is told at once that it is locked (https://sqlite.org/c3ref/busy_handler.html)."""
+    connection.execute("PRAGMA journal_mode = WAL")
+
+
 @asynccontextmanager
 async def open_store(
-    path: Path, now_ms: Callable[[], int] = _now_ms, max_waiting: float = math.inf
-) -> AsyncIterator[Store]:
+    path: Path, now_ms: Callable[[], int] = _now_ms, max_waiting: float = math.inf,
+    max_waiting_total: float = math.inf,
+) -> AsyncIterator[Store]:  # fmt: skip
     """The store in ``path`` (made if it is not there, readable by its owner alone).
 
-    ``max_waiting`` is how many turns may be open on one lane.
+    ``max_waiting`` is how many turns may be open on one lane, ``max_waiting_total`` on all.
 
     Raises:
         Rejected: the file cannot be opened or is no store of Homeroom's.
@@ -123,7 +176,7 @@ async def open_store(
         connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         connection.row_factory = sqlite3.Row
         connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_write_ahead_log(connection)
         # FULL: what was accepted survives a power cut, not just the death of the process.
         connection.execute("PRAGMA synchronous = FULL")
         db = Database(connection, execute_plugins=False)
@@ -143,7 +196,7 @@ async def open_store(
     except (OSError, sqlite3.Error) as error:
         raise Rejected("store", f"{path} cannot be opened: {error}") from error
     store = Store(db, now_ms)
-    store.max_waiting = max_waiting
+    store.max_waiting, store.max_waiting_total = max_waiting, max_waiting_total
     try:
         async with background(store.watch):
             yield store

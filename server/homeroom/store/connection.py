@@ -1,18 +1,20 @@
 """One SQLite connection: its transactions, its waiters, the fence and the key-value table.
 
 Statements run one at a time on a worker thread, so that a slow disk never stops the loop. Every
-write is one transaction; one that belongs to the bridge carries the fencing number of the lease
-and is refused once another process has taken it.
+write happens wholly or not at all; those that wait for the disk together share its commit. One that
+belongs to the bridge carries the fencing number of the lease and is refused once another process
+has taken it.
 """
 
 from __future__ import annotations
 
+import math
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import anyio
 import anyio.to_thread
@@ -26,6 +28,24 @@ _WATCH_S = 0.05
 """How often another process's commits are looked for: their items start within 100 ms."""
 
 
+class _Write(Generic[T]):
+    """A write on its way to the disk, and what came of it."""
+
+    def __init__(self, work: Callable[[], T], fence: int | None) -> None:
+        self.work, self.fence = work, fence
+        self.has_ended = False
+        self._result: T | None = None
+        self._error: BaseException | None = None
+
+    def end(self, result: T | None, error: BaseException | None = None) -> None:
+        self._result, self._error, self.has_ended = result, error, True
+
+    def result(self) -> T:
+        if self._error is not None:
+            raise self._error
+        return cast("T", self._result)
+
+
 class Connection:
     """Transactions and notifications over one database."""
 
@@ -33,25 +53,63 @@ class Connection:
         self._db = db
         self._conn: sqlite3.Connection = db.conn
         self._now_ms = now_ms
-        self._one_at_a_time = anyio.CapacityLimiter(1)
+        self._one_at_a_time = anyio.Lock()
+        self._thread = anyio.CapacityLimiter(1)
+        self._writes: list[_Write[Any]] = []
+        """Those that wait for their turn; the first to get it takes all along."""
         self._changed = anyio.Event()
         self._seen_version = -1
 
     # --- plumbing ---------------------------------------------------------------------------------
 
     async def _run(self, work: Callable[[], T]) -> T:
-        return await anyio.to_thread.run_sync(work, limiter=self._one_at_a_time)
+        async with self._one_at_a_time:
+            return await anyio.to_thread.run_sync(work, limiter=self._thread)
 
     async def _write(self, work: Callable[[], T], fence: int | None = None) -> T:
-        result = await self._run(partial(self._in_transaction, work, fence))
-        self._notify()
-        return result
+        write = _Write(work, fence)
+        self._writes.append(write)
+        try:
+            async with self._one_at_a_time:
+                if not write.has_ended:
+                    batch, self._writes = self._writes, []
+                    try:
+                        commit = partial(self._commit, batch)
+                        await anyio.to_thread.run_sync(commit, limiter=self._thread)
+                    finally:
+                        # None has ended if the leader was cancelled before the thread began.
+                        self._writes[:0] = [other for other in batch if not other.has_ended]
+                        self._notify()
+        finally:
+            if write in self._writes:  # cancelled before its turn came: it does not happen
+                self._writes.remove(write)
+        return write.result()
 
-    def _in_transaction(self, work: Callable[[], T], fence: int | None) -> T:
-        with self._transaction():
-            if fence is not None:
-                self._check_fence(fence)
-            return work()
+    def _commit(self, writes: Sequence[_Write[Any]]) -> None:
+        """Carries them out in one transaction; one that fails leaves the others alone."""
+        try:
+            with self._transaction():
+                results = [self._carry_out(write) for write in writes]
+        except BaseException as failure:  # nothing of it is on disk
+            results = [(None, _named(failure)) for _ in writes]
+        for write, (result, error) in zip(writes, results, strict=True):
+            write.end(result, error)
+
+    def _carry_out(self, write: _Write[T]) -> tuple[T | None, BaseException | None]:
+        result: T | None
+        failure: BaseException | None
+        self._conn.execute("SAVEPOINT one")
+        try:
+            if write.fence is not None:
+                self._check_fence(write.fence)
+            result, failure = write.work(), None
+        except BaseException as error:  # it is raised where the write was asked for
+            if not self._conn.in_transaction:  # SQLite has undone all of them: a full or sick disk
+                raise
+            self._conn.execute("ROLLBACK TO one")
+            result, failure = None, _named(error)
+        self._conn.execute("RELEASE one")
+        return result, failure
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -59,7 +117,7 @@ class Connection:
         try:
             self._conn.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
-            raise Unavailable("store", str(error)) from error
+            raise _named(error) from error
         try:
             yield
             self._conn.execute("COMMIT")
@@ -80,6 +138,10 @@ class Connection:
         self._changed.set()
         self._changed = anyio.Event()
 
+    def wake(self) -> None:
+        """Wakes the waiters: something they look at besides the store has changed."""
+        self._notify()
+
     async def watch(self) -> None:
         """Runs until cancelled: wakes the waiters when *another* process has committed."""
         while True:
@@ -94,6 +156,22 @@ class Connection:
         """Returns at the next commit of any process, at the latest after ``timeout_s``."""
         with anyio.move_on_after(timeout_s):
             await self._changed.wait()
+
+    async def wait_for(
+        self, find: Callable[[], Awaitable[T | None]], wait_s: float, look_s: float = math.inf
+    ) -> T | None:
+        """What ``find`` gives, as soon as it gives anything; None if not within ``wait_s``.
+
+        It is called at every commit of any process, and after ``look_s`` without one.
+        """
+        with anyio.move_on_after(wait_s):
+            while True:
+                changed = self._changed
+                if (found := await find()) is not None:
+                    return found
+                with anyio.move_on_after(look_s):
+                    await changed.wait()
+        return None
 
     @property
     def changed(self) -> anyio.Event:
@@ -111,8 +189,32 @@ class Connection:
 
         return await self._run(read)
 
+    async def put_meta(self, key: str, value: str, fence: int) -> None:
+        """Raises LeaseLost."""
+        sql = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
+        await self._write(lambda: self._conn.execute(sql, (key, value)), fence)
+
     def _check_fence(self, fence: int) -> None:
         row = self._row("SELECT owner, fence, until_ms FROM lease")
         if row is None or row["fence"] != fence:
             owner, until_ms = (row["owner"], row["until_ms"]) if row else ("nobody", 0)
             raise LeaseLost(owner, datetime.fromtimestamp(until_ms / 1000, UTC).isoformat())
+
+
+_NOT_OUR_FAULT = {
+    sqlite3.SQLITE_FULL: ": free space on the disk of HOMEROOM_DATA_DIR",
+    sqlite3.SQLITE_IOERR: ": look at the disk of HOMEROOM_DATA_DIR",
+    sqlite3.SQLITE_READONLY: ": HOMEROOM_DATA_DIR must be writable",
+    sqlite3.SQLITE_CANTOPEN: ": look at HOMEROOM_DATA_DIR",
+    sqlite3.SQLITE_BUSY: ": another process holds it",
+    sqlite3.SQLITE_LOCKED: ": another process holds it",
+}
+"""What the disk or another process can do to a statement, and what helps.
+Source: https://sqlite.org/rescode.html"""
+
+
+def _named(error: BaseException) -> BaseException:
+    """The error as callers know it, if it is none of ours."""
+    code = getattr(error, "sqlite_errorcode", None)
+    advice = _NOT_OUR_FAULT.get(code & 0xFF) if isinstance(code, int) else None
+    return error if advice is None else Unavailable("store", f"{error}{advice}")

@@ -5,34 +5,27 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping as Dict
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from homeroom.errors import Rejected
+from homeroom.items import Accepted, NewItem, lane_of_turns
 from homeroom.model import (
-    Accepted,
     AgentId,
     ConversationId,
-    Decision,
-    EventId,
-    GhostId,
-    ItemId,
-    ItemKind,
     Mapping,
     Member,
-    NewItem,
-    RoomEvent,
     RoomId,
+    RoomTold,
+    RoomView,
     SyncBatch,
 )
-from homeroom.store.items import Items
-
-Decide = Callable[[RoomEvent, Mapping, int], Decision]
-"""(event, the mapping of its room, how many people are in the room) -> what becomes of it. Pure."""
-
-Announce = Callable[[Mapping, EventId, int, int], Sequence[NewItem]]
-"""(mapping, oldest held event, how many, since when) -> what its room is told. Pure."""
+from homeroom.store.absences import Absences
+from homeroom.store.claims import GHOST_WAS_PUT_OUT, NOBODY_LEFT, WAS_UPGRADED
+from homeroom.store.mappings import COLUMNS, PLACES, dump_mapping, read_mapping
+from homeroom.store.routing import Announce, Decide, Routing
+from homeroom.store.space import SpaceRow
 
 
 def _tell_nothing(*_: object) -> Sequence[NewItem]:
@@ -41,45 +34,57 @@ def _tell_nothing(*_: object) -> Sequence[NewItem]:
 
 HUB_IS_OUT = "The hub is not in the room any more, so nothing said there is heard."
 GHOST_IS_OUT = "The agent's user is not in the room any more, so it cannot answer there."
+_AT_ONCE = 50
+"""Rooms of one commit: others write meanwhile."""
+AUDITED_MS = "audited_ms"
+"""Names when (ms) everything was last looked at."""
 INVITED_AGAIN = "Invited into the room again; the next sync accepts."
 
 
-class Rooms(Items):
+class Rooms(SpaceRow, Absences, Routing):
     """Statements about rooms; routing an event puts its items in the same commit."""
 
     async def list_mappings(self) -> dict[AgentId, Mapping]:
         rows = await self._run(partial(self._rows, "SELECT * FROM mapping"))
-        return {AgentId(row["agent_id"]): _mapping(row) for row in rows}
+        return {AgentId(row["agent_id"]): read_mapping(row) for row in rows}
 
     async def find_mapping(self, agent_id: AgentId) -> Mapping | None:
         row = await self._run(
             partial(self._row, "SELECT * FROM mapping WHERE agent_id = ?", (agent_id,))
         )
-        return _mapping(row) if row else None
+        return read_mapping(row) if row else None
 
     async def save_mapping(
-        self, mapping: Mapping, decide: Decide, fence: int, then: Sequence[NewItem] = ()
-    ) -> None:
+        self, mapping: Mapping, decide: Decide, fence: int, then: Sequence[NewItem] = (), *,
+        joined: bool = False, made: RoomTold | None = None,
+    ) -> None:  # fmt: skip
         """Records what was applied; events that waited for this room are routed in the same commit,
         and the items ``then`` that follow from it are put.
+
+        That the hub is out of the room may have been heard meanwhile: only who has just had it
+        ``joined`` overrules that. ``made`` is what a room of our making has in it. Agent and
+        conversations move along when the room is another one than before.
 
         Raises:
             Rejected: the room already belongs to another agent.
             LeaseLost: another process runs the bridge.
         """
 
-        def save() -> None:
+        def save(mapping: Mapping) -> None:
             try:
                 self._conn.execute(
-                    f"INSERT OR REPLACE INTO mapping ({_COLUMNS}) VALUES ({_PLACES})",
-                    _mapping_row(mapping),
+                    f"INSERT OR REPLACE INTO mapping ({COLUMNS}) VALUES ({PLACES})",
+                    dump_mapping(mapping),
                 )
             except sqlite3.IntegrityError as error:
                 raise Rejected(
                     "store", f"room or ghost is taken by another agent: {error}"
                 ) from None
+            if made:
+                self._record_made(made)
+            self._claim_home(mapping)
             if mapping.room_id:
-                self._route_unrouted(mapping, decide)
+                self._route_room(mapping.room_id, decide)
             for item in then:
                 self._put(item)
 
@@ -90,9 +95,72 @@ class Rooms(Items):
             )
             if taken:  # OR REPLACE would silently delete the other agent's row
                 raise Rejected("store", f"its ghost or room already belongs to {taken['agent_id']}")
-            save()
+            old = self._row("SELECT * FROM mapping WHERE agent_id = ?", (mapping.agent_id,))
+            if old and old["room_id"] and mapping.room_id and old["room_id"] != mapping.room_id:
+                self._move_conversations(mapping.agent_id, old["room_id"], mapping.room_id)
+            out = old and old["room_id"] == mapping.room_id and not old["hub_joined"]
+            save(replace(mapping, hub_joined=mapping.hub_joined and (joined or not out)))
 
         await self._write(guarded, fence)
+
+    async def ask_audit(self, fence: int) -> None:
+        """Has the next sync look at everything itself."""
+
+        def forget() -> None:
+            self._conn.execute("DELETE FROM meta WHERE key = ?", (AUDITED_MS,))
+
+        await self._write(forget, fence)
+
+    async def save_audit(
+        self, before: Dict[AgentId, Mapping], after: Dict[AgentId, Mapping],
+        rooms: Dict[RoomId, RoomView], told: Dict[RoomId, RoomTold], fence: int, *,
+        audited_ms: int | None = None,
+    ) -> None:  # fmt: skip
+        """Records what an audit saw, which began when the rows were ``before`` and the rooms
+        ``rooms``. What has changed since then was told by somebody who knows better, and stays."""
+
+        def save(ids: Sequence[RoomId]) -> None:
+            for room_id in ids:
+                if self._views(room_id).get(room_id) == rooms.get(room_id):
+                    self._replace_room(room_id, told[room_id])
+
+        def save_rows() -> None:
+            self._conn.executemany(
+                "UPDATE mapping SET ghost_ready = ?, display_name = ?, alias_room = ?,"
+                " hub_joined = ?, problem = ? WHERE agent_id = ? AND room_id IS ?"
+                " AND hub_joined = ? AND problem = ?",
+                [
+                    (int(now.ghost_ready), now.display_name, now.alias_room, int(now.hub_joined),
+                     now.problem, now.agent_id, now.room_id, int(old.hub_joined), old.problem)
+                    for now, old in ((row, before[agent_id]) for agent_id, row in after.items())
+                    if now != old
+                ],
+            )  # fmt: skip
+            if audited_ms is not None:
+                self._conn.execute(
+                    "INSERT OR REPLACE INTO meta VALUES (?, ?)", (AUDITED_MS, str(audited_ms))
+                )
+
+        ids = sorted(told)
+        for start in range(0, len(ids), _AT_ONCE):
+            await self._write(partial(save, ids[start : start + _AT_ONCE]), fence)
+        await self._write(save_rows, fence)
+
+    def _move_conversations(self, agent_id: AgentId, old: RoomId, new: RoomId) -> None:
+        """What was said in the old room is known in the new one, and what waits there comes first.
+
+        So the agent is still given one message at a time.
+        """
+        self._conn.execute(
+            "UPDATE OR IGNORE conversation SET scope = ? WHERE agent_id = ? AND scope = ?",
+            (new, agent_id, old),
+        )
+        lanes = [lane_of_turns(agent_id, scope) for scope in (new, old)]
+        self._conn.execute(
+            "UPDATE item SET lane = ?, payload = json_set(payload, '$.scope', ?)"
+            " WHERE lane = ? AND state IN ('waiting', 'claimed', 'delivering', 'parked')",
+            (lanes[0], new, lanes[1]),
+        )
 
     async def save_missing(self, mappings: Iterable[Mapping], fence: int) -> None:
         """Records since when these agents are missing in Letta, and nothing else of their rows."""
@@ -105,6 +173,29 @@ class Rooms(Items):
 
         if rows:
             await self._write(save, fence)
+
+    async def save_people(
+        self, mappings: Iterable[Mapping], errands: Iterable[int], fence: int
+    ) -> None:
+        """Records whom these agents have invited, and nothing else of their rows; with it the
+        errands are done that asked for it."""
+        rows = [
+            (json.dumps(sorted(m.invited)), json.dumps(m.refused), m.agent_id) for m in mappings
+        ]
+
+        def save() -> None:
+            self._conn.executemany(
+                "UPDATE mapping SET invited = ?, refused = ? WHERE agent_id = ?", rows
+            )
+            self._finish_errands(errands)
+
+        await self._write(save, fence)
+
+    async def list_rooms_of(self, user_id: str) -> frozenset[RoomId]:
+        """The rooms that a user is in or invited to, as far as the hub knows."""
+        sql = "SELECT room_id FROM member WHERE user_id = ? AND membership IN ('join', 'invite')"
+        rows = await self._run(partial(self._rows, sql, (user_id,)))
+        return frozenset(RoomId(row["room_id"]) for row in rows)
 
     # --- events -------------------------------------------------------------------------------
 
@@ -120,7 +211,8 @@ class Rooms(Items):
         self, batch: SyncBatch, decide: Decide, is_ghost: Callable[[str], bool], fence: int,
         announce: Announce = _tell_nothing,
     ) -> list[Accepted]:  # fmt: skip
-        """Stores events, memberships and the cursor, and routes what can be routed: one commit.
+        """Stores events, state, memberships and the cursor, and routes what can be routed: one
+        commit.
 
         An event that is there already (by its id) is left alone. A mapping whose room the hub or
         the ghost is no longer in is marked for the next sync, with the problem. What came too late
@@ -132,13 +224,15 @@ class Rooms(Items):
         def record() -> list[Accepted]:
             now, accepted = self._now_ms(), list[Accepted]()
             for member in batch.members:
-                self._conn.execute(
-                    "INSERT OR REPLACE INTO member VALUES (?, ?, ?, ?, ?)",
-                    (member.room_id, member.user_id, member.membership, member.display_name,
-                     int(is_ghost(member.user_id))),
-                )  # fmt: skip
+                self._record_member(member, is_ghost(member.user_id))
                 if is_ghost(member.user_id):
                     self._note_membership(member)
+            self._record_state(batch.state)
+            if batch.members or batch.state:
+                changed = {event.room_id for event in batch.state}
+                self._note_changed(changed | {member.room_id for member in batch.members})
+            self._note_absences(batch)
+            self._note_further_rooms(batch, is_ghost)
             for room_id in batch.left_rooms:
                 self._conn.execute(
                     "UPDATE mapping SET hub_joined = 0, problem = ? WHERE room_id = ?",
@@ -153,9 +247,7 @@ class Rooms(Items):
                      event.origin_server_ts_ms, now, event.late_ms),
                 )  # fmt: skip
             for room_id in dict.fromkeys(event.room_id for event in batch.events):
-                row = self._row("SELECT * FROM mapping WHERE room_id = ?", (room_id,))
-                if row and (newest := self._route_unrouted(_mapping(row), decide)):
-                    accepted.append(Accepted(row["ghost"], room_id, newest))
+                accepted += self._route_room(room_id, decide)
             self._conn.execute(
                 "INSERT OR REPLACE INTO meta VALUES ('hub_cursor', ?)", (batch.cursor,)
             )
@@ -182,92 +274,25 @@ class Rooms(Items):
                 (GHOST_IS_OUT, member.room_id, member.user_id),
             )
 
-    def _route_unrouted(self, mapping: Mapping, decide: Decide) -> EventId | None:
-        """Decides what has not been decided yet. Returns the newest message it accepted."""
-        newest: EventId | None = None
-        people = self._row(
-            "SELECT count(*) AS n FROM member WHERE room_id = ? AND membership = 'join'"
-            " AND NOT is_ghost",
-            (mapping.room_id,),
-        )
-        assert people is not None
-        rows = self._rows(
-            "SELECT * FROM event WHERE room_id = ? AND outcome = '' ORDER BY seq",
-            (mapping.room_id,),
-        )
-        for row in rows:
-            decision = decide(_event(row), mapping, people["n"])
-            if decision.releases_held:
-                held = self._rows(
-                    "SELECT * FROM event WHERE room_id = ? AND held > 0 ORDER BY seq",
-                    (mapping.room_id,),
-                )
-                done = self._release(held, lambda e: decide(e, mapping, people["n"]))
-                if held:
-                    items = () if done else decision.if_full
-                    decision = replace(decision, items=items)
-            decision = self._settle(row["seq"], decision)
-            turns = any(item.kind is ItemKind.TURN for item in decision.items)
-            if turns or decision.releases_held:
-                newest = EventId(row["event_id"])
-        return newest
-
-    def _release(self, held: list[sqlite3.Row], decide: Callable[[RoomEvent], Decision]) -> int:
-        """Decides held events as if they were not late, while their lane has room for them.
-
-        What is left stays held and is announced again. Returns how many were decided.
-        """
-        for number, row in enumerate(held):
-            decision = decide(replace(_event(row), late_ms=0))
-            if any(self._is_full(item) for item in decision.items):
-                self._conn.execute(
-                    "UPDATE event SET held = 1 WHERE room_id = ? AND held > 0 AND seq >= ?",
-                    (row["room_id"], row["seq"]),
-                )
-                return number
-            self._settle(row["seq"], decision)
-        return len(held)
-
-    def _settle(self, seq: int, decision: Decision) -> Decision:
-        """Writes down what was decided about an event, and puts what follows.
-
-        Returns the decision as it stands: a turn for which its lane has no room is refused.
-        """
-        if any(self._is_full(item) for item in decision.items):
-            outcome = f"refused: {self.max_waiting} messages are waiting for the agent here"
-            decision = Decision(outcome, decision.if_full)
-        ids = [self._put(item) for item in decision.items]
-        # What will not be relayed is not kept either: only its id, so that it stays known.
-        self._conn.execute(
-            "UPDATE event SET outcome = ?, item_id = ?, held = ?,"
-            " content = iif(?, content, '{}') WHERE seq = ?",
-            (decision.outcome, ids[0] if ids else None, int(decision.held), int(decision.held),
-             seq),
-        )  # fmt: skip
-        return decision
-
-    def _announce_held(self, announce: Announce) -> None:
-        rows = self._rows(
-            "SELECT m.*, count(*) AS n, min(e.origin_ms) AS since_ms, min(e.seq) AS first"
-            " FROM event AS e JOIN mapping AS m ON m.room_id = e.room_id WHERE e.held = 1"
-            " GROUP BY e.room_id"
-        )
-        for row in rows:
-            oldest = self._row("SELECT event_id FROM event WHERE seq = ?", (row["first"],))
-            assert oldest is not None
-            event_id = EventId(oldest["event_id"])
-            for notice in announce(_mapping(row), event_id, row["n"], row["since_ms"]):
-                self._put(notice)
-            self._conn.execute(
-                "UPDATE event SET held = 2 WHERE room_id = ? AND held = 1", (row["room_id"],)
-            )
-
-    async def get_event_outcome(self, event_id: EventId) -> tuple[str, ItemId | None] | None:
-        """The rule that decided an event and its item; None if it never arrived."""
-        row = await self._run(
-            partial(self._row, "SELECT outcome, item_id FROM event WHERE event_id=?", (event_id,))
-        )
-        return (row["outcome"], row["item_id"]) if row else None
+    def _note_further_rooms(self, batch: SyncBatch, is_ghost: Callable[[str], bool]) -> None:
+        """Ends the claims of ghosts that are out, and of rooms that people have given up."""
+        # A room that the hub has just joined tells of comings and goings long past, too.
+        last = {(member.room_id, member.user_id): member for member in batch.members}
+        for member in last.values():
+            if member.membership not in ("leave", "ban"):
+                continue
+            if is_ghost(member.user_id):
+                which = "agent_id = (SELECT agent_id FROM mapping WHERE ghost = ?)"
+                self._end_claims(member.room_id, GHOST_WAS_PUT_OUT, which, member.user_id)
+            elif not self._people_in(member.room_id, "join", "invite"):
+                self._end_claims(member.room_id, NOBODY_LEFT)
+        for event in batch.state:
+            if event.type == "m.room.tombstone" and event.content:
+                self._end_claims(event.room_id, WAS_UPGRADED)
+        for room_id in batch.left_rooms:
+            self._note_hub_out(room_id)
+        if batch.members or batch.left_rooms:
+            self.people_version += 1
 
     async def display_name(self, room_id: RoomId, user_id: str) -> str:
         """How a member calls himself in a room (untrusted), or an empty string."""
@@ -300,42 +325,3 @@ class Rooms(Items):
             )
 
         await self._write(save, fence)
-
-
-def _mapping(row: sqlite3.Row) -> Mapping:
-    return Mapping(
-        agent_id=AgentId(row["agent_id"]), agent_name=row["agent_name"],
-        ghost=GhostId(row["ghost"]),
-        room_id=row["room_id"], ghost_ready=bool(row["ghost_ready"]),
-        display_name=row["display_name"], room_name=row["room_name"], topic=row["topic"],
-        hub_joined=bool(row["hub_joined"]), invited=frozenset(json.loads(row["invited"])),
-        refused=tuple((person, why) for person, why in json.loads(row["refused"])),
-        heard_from_ms=row["heard_from_ms"], problem=row["problem"],
-        missing_since_ms=row["missing_since_ms"], missing_seen=row["missing_seen"],
-        retired=bool(row["retired"]),
-    )  # fmt: skip
-
-
-_COLUMNS = (
-    "agent_id, agent_name, ghost, room_id, ghost_ready, display_name, room_name, topic, hub_joined,"
-    " invited, refused, heard_from_ms, problem, missing_since_ms, missing_seen, retired"
-)
-_PLACES = ", ".join("?" for _ in _COLUMNS.split(","))
-
-
-def _mapping_row(mapping: Mapping) -> tuple[Any, ...]:
-    return (
-        mapping.agent_id, mapping.agent_name, mapping.ghost, mapping.room_id,
-        int(mapping.ghost_ready), mapping.display_name, mapping.room_name, mapping.topic,
-        int(mapping.hub_joined), json.dumps(sorted(mapping.invited)), json.dumps(mapping.refused),
-        mapping.heard_from_ms, mapping.problem, mapping.missing_since_ms, mapping.missing_seen,
-        int(mapping.retired),
-    )  # fmt: skip
-
-
-def _event(row: sqlite3.Row) -> RoomEvent:
-    return RoomEvent(
-        id=EventId(row["event_id"]), room_id=RoomId(row["room_id"]), sender=row["sender"],
-        type=row["type"], content=json.loads(row["content"]),
-        origin_server_ts_ms=row["origin_ms"], late_ms=row["late_ms"],
-    )  # fmt: skip

@@ -1,0 +1,60 @@
+"""The rows of items: by which statements they are found, and how they are read.
+
+The statements of the hot path stand here, so that a test can ask SQLite how it carries them out.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+
+from homeroom.items import Item, ItemKind, ItemState, Origin, Priority
+from homeroom.model import ItemId
+
+OPEN = "('waiting', 'claimed', 'delivering')"
+WORKED = "('claimed', 'delivering')"
+"""Written out as in the indexes, so that SQLite uses them."""
+
+CLAIMABLE = f"""
+SELECT * FROM item AS i WHERE state = 'waiting' AND kind = ? AND not_before_ms <= ?
+AND (expires_ms = 0 OR expires_ms > ? OR begun)
+AND id = (SELECT j.id FROM item AS j WHERE j.lane = i.lane AND j.state IN {OPEN}
+          ORDER BY j.rank, j.id LIMIT 1)
+{{held}}ORDER BY i.priority DESC, i.id LIMIT 1"""
+"""Filled in with an ``AND`` for each beginning of lanes that wait, or with nothing."""
+NOT_ON = "AND substr(i.lane, 1, length(?)) != ? "
+PUT_OFF = (
+    "SELECT min(not_before_ms) AS at FROM item WHERE state = 'waiting' AND kind = ?"
+    " AND not_before_ms > 0 AND not_before_ms > ?"
+)
+EXPIRING = (
+    "SELECT min(expires_ms) AS at FROM item WHERE state = 'waiting' AND expires_ms > 0"
+    " AND NOT begun"
+)
+EXPIRED = (
+    "SELECT * FROM item WHERE state = 'waiting' AND expires_ms > 0 AND expires_ms <= ?"
+    # What may have been delivered is looked for, however late.
+    " AND NOT begun"
+)
+OPEN_TURNS = "SELECT count AS n FROM open_turns WHERE only_one = 1"
+"""Triggers keep count."""
+OPEN_TURNS_OF_LANE = (
+    f"SELECT count(*) AS n FROM item WHERE lane = ? AND state IN {OPEN} AND kind = 'turn'"
+)
+
+
+def item_of(row: sqlite3.Row) -> Item:
+    """A row of ``item`` as a record."""
+    return Item(
+        id=ItemId(row["id"]), lane=row["lane"], kind=ItemKind(row["kind"]),
+        payload=json.loads(row["payload"]), dedupe_key=row["dedupe_key"],
+        state=ItemState(row["state"]), attempts=row["attempts"], created_ms=row["created_ms"],
+        begun=bool(row["begun"]), generation=row["generation"],
+        not_before_ms=row["not_before_ms"], failing_since_ms=row["failing_since_ms"],
+        uncertain_count=row["uncertain_count"],
+        result=json.loads(row["result"]) if row["result"] else None, reason=row["reason"],
+        replay_count=row["replay_count"], origin=Origin(row["origin"]), who=row["who"],
+        priority=Priority(row["priority"]), expires_ms=row["expires_ms"],
+        crash_count=row["crash_count"], claim_crash_count=row["claim_crash_count"],
+        begun_ms=row["begun_ms"],
+    )  # fmt: skip
