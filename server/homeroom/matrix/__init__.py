@@ -10,24 +10,65 @@ nio takes a third of a second to import, so it is loaded by ``open_matrix`` and 
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from homeroom.errors import Rejected, Unavailable
-from homeroom.matrix._rooms import MARKER_TYPE, initial_state, invitees, power_levels
-from homeroom.matrix._sync import read_batch
-from homeroom.model import HUB_LOCALPART, EventId, GhostId, Json, RoomId, RoomSpec, SyncBatch
+from homeroom.matrix._inspect import Home, inspect_home
+from homeroom.matrix._invitations import read_invitations, read_invited_ms
+from homeroom.matrix._media import Media
+from homeroom.matrix._messages import Messages, read_messages
+from homeroom.matrix._repair import Repair, is_gone
+from homeroom.matrix._rooms import (
+    CHILD_TYPE,
+    PARENT_TYPE,
+    child_content,
+    initial_state,
+    invitees,
+    parent_content,
+    power_levels,
+)
+from homeroom.matrix._sync import FindAbsences, read_batch
+from homeroom.model import (
+    HUB_LOCALPART,
+    MARKER_TYPE,
+    EventId,
+    GhostId,
+    Json,
+    RoomId,
+    RoomSpec,
+    SyncBatch,
+    localpart_of,
+)
+from homeroom.residence import Invitation
 
 if TYPE_CHECKING:
-    from homeroom.config import Config, Registration
+    from homeroom.config import Config
     from homeroom.matrix._client import Wire
+    from homeroom.registration import Registration
 
-__all__ = ["MARKER_TYPE", "Matrix", "ServerInfo", "open_matrix"]
+__all__ = [
+    "CHILD_TYPE",
+    "MARKER_TYPE",
+    "OUR_FAULT",
+    "PARENT_TYPE",
+    "Home",
+    "Matrix",
+    "Messages",
+    "ServerInfo",
+    "child_content",
+    "is_gone",
+    "open_matrix",
+    "parent_content",
+]
 
 HUB_NAME = "Homeroom"
 """What rooms show as the hub's name."""
+OUR_FAULT = {"M_UNKNOWN_TOKEN", "M_MISSING_TOKEN", "M_EXCLUSIVE", "M_USER_DEACTIVATED"}
+"""Refusals that say nothing about the request: a person will mend them, and then it is granted."""
 _NO_MATRIX = "what answers at HOMEROOM_MATRIX_URL does not speak Matrix"
 
 
@@ -53,7 +94,7 @@ async def open_matrix(config: Config, registration: Registration) -> AsyncIterat
         yield Matrix(wire, config.matrix_server_name, registration)
 
 
-class Matrix:
+class Matrix(Media, Repair):
     """The homeserver as Homeroom uses it. Use ``open_matrix``.
 
     Every method may raise ``Unavailable`` (nothing happened, or repeating is harmless; 429 with
@@ -81,6 +122,10 @@ class Matrix:
         if not user_id.endswith(f":{self.server_name}"):
             return False
         return user_id == self._sender or self._registration.owns_user(user_id)
+
+    def may_be_agent(self, ghost: GhostId) -> bool:
+        """Whether it is neither the hub nor the appservice's own sender."""
+        return ghost not in (self.hub, self._sender)
 
     @property
     def _sender(self) -> str:
@@ -135,6 +180,10 @@ class Matrix:
         duration_ms = answer.get("duration_ms")
         return int(duration_ms) if isinstance(duration_ms, int | float) else 0
 
+    async def probe(self) -> None:
+        """Returns if the homeserver answers as it should to somebody it has to look up."""
+        await self._whoami(self.hub)
+
     async def _whoami(self, ghost: GhostId | None) -> str:
         path = ("_matrix", "client", "v3", "account", "whoami")
         return _text(await self._wire.ask("GET", path, ghost=ghost), "user_id")
@@ -142,29 +191,9 @@ class Matrix:
     # --- ghosts ----------------------------------------------------------------------------------
 
     async def ensure_ghost(self, localpart: str) -> GhostId:
-        """The ghost with that localpart, registered and with its device. Never logs in.
-
-        Source: https://spec.matrix.org/v1.16/application-service-api/#server-admin-style-permissions
-        """
-        ghost = self.ghost_id(localpart)
-        body = {
-            "type": "m.login.application_service",
-            "username": localpart,
-            "inhibit_login": True,
-        }
-        try:
-            await self._wire.ask("POST", ("_matrix", "client", "v3", "register"), body=body)
-        except Rejected as refusal:
-            if refusal.code == "M_EXCLUSIVE":
-                raise Rejected(
-                    "matrix",
-                    f"{ghost} is outside the user namespace of the registration it has loaded",
-                    refusal.code,
-                ) from None
-            if refusal.code != "M_USER_IN_USE":
-                raise
-        await self._wire.put_device(ghost)
-        return ghost
+        """The ghost with that localpart, registered and with its device. Never logs in."""
+        await self.make_ghost(localpart)
+        return self.ghost_id(localpart)
 
     async def set_display_name(self, ghost: GhostId, name: str) -> None:
         """Sets it; the rooms of the ghost follow within a second or so, in the background."""
@@ -172,15 +201,7 @@ class Matrix:
 
     async def get_display_name(self, ghost: GhostId) -> str:
         """The ghost's display name; empty if it has none or does not exist."""
-        try:
-            # Asked as the hub: a ghost that does not exist may not ask.
-            answer = await self._wire.call(self.hub, lambda nio: nio.get_displayname(ghost))
-        except Rejected as refusal:
-            if refusal.code != "M_NOT_FOUND":
-                raise
-            return ""
-        name = answer.get("displayname")
-        return name if isinstance(name, str) else ""
+        return await self.find_display_name(ghost) or ""
 
     # --- notes on the homeserver -----------------------------------------------------------------
 
@@ -239,8 +260,9 @@ class Matrix:
                     topic=spec.topic,
                     room_version=spec.version,
                     invite=guests,
-                    initial_state=initial_state(spec),
+                    initial_state=initial_state(spec, self.server_name),
                     power_level_override=power_levels(ghost, spec),
+                    space=spec.is_space,
                 ),
                 key=alias,
             )
@@ -256,6 +278,30 @@ class Matrix:
     async def ensure_joined(self, ghost: GhostId, room_id: RoomId) -> None:
         """Has the ghost join a room it was invited to; nothing if it is in it already."""
         await self._wire.call(ghost, lambda nio: nio.join(room_id))
+
+    async def ensure_left(self, ghost: GhostId, room_id: RoomId, reason: str = "") -> None:
+        """Has the ghost leave a room or decline its invitation; nothing if it is not there.
+
+        ``reason`` is seen by those who are in the room.
+        """
+        path = ("_matrix", "client", "v3", "rooms", room_id, "leave")
+        try:
+            await self._wire.ask("POST", path, ghost=ghost, body={"reason": reason[:250]})
+        except Rejected as refusal:
+            if refusal.code not in ("M_FORBIDDEN", "M_NOT_FOUND", "M_UNKNOWN"):
+                raise
+            if room_id in await self.joined_rooms(ghost):
+                raise
+
+    async def invitations(self, ghost: GhostId, since: str) -> tuple[tuple[Invitation, ...], str]:
+        """The invitations of a ghost that are new since ``since`` (empty: all that stand), and
+        from where to go on. Returns at once."""
+        return await read_invitations(self._wire.ask, ghost, since)
+
+    async def invited_ms(self, ghost: GhostId, room_id: RoomId) -> int:
+        """When the ghost, which has joined since, was invited into the room, by the homeserver's
+        clock; 0 if that cannot be told."""
+        return await read_invited_ms(self._wire.ask, ghost, room_id)
 
     async def invite(self, ghost: GhostId, room_id: RoomId, user_id: str) -> None:
         """Has ``ghost`` invite ``user_id``; one who is in the room or invited is left alone.
@@ -273,14 +319,15 @@ class Matrix:
             if (member or {}).get("membership") not in ("join", "invite"):
                 raise
 
+    async def inspect_home(self, ghost: GhostId, room_id: RoomId) -> Home:
+        """What a user and a room are that others have made; changes nothing."""
+        return await inspect_home(self._wire.ask, ghost, room_id)
+
     async def set_name(self, ghost: GhostId, room_id: RoomId, name: str) -> None:
-        await self._put_state(ghost, room_id, "m.room.name", {"name": name})
+        await self.put_state(ghost, room_id, "m.room.name", {"name": name})
 
     async def set_topic(self, ghost: GhostId, room_id: RoomId, topic: str) -> None:
-        await self._put_state(ghost, room_id, "m.room.topic", {"topic": topic})
-
-    async def _put_state(self, ghost: GhostId, room_id: RoomId, type_: str, content: Json) -> None:
-        await self._wire.call(ghost, lambda nio: nio.room_put_state(room_id, type_, dict(content)))
+        await self.put_state(ghost, room_id, "m.room.topic", {"topic": topic})
 
     async def get_state(
         self, ghost: GhostId, room_id: RoomId, event_type: str, state_key: str = ""
@@ -346,22 +393,60 @@ class Matrix:
         content: Json,
         txn_id: str,
         event_type: str = "m.room.message",
+        ts_ms: int = 0,
     ) -> EventId:
         """Posts an event as ``ghost``; the same ``txn_id`` posts once, however often it is sent.
 
         The key that goes out carries the ghost's localpart: a homeserver keeps transaction ids
         per appservice, and two ghosts with the same one would swallow each other's messages. It
-        is safe to repeat for 24 hours, also across a crash of the homeserver.
+        is safe to repeat for 24 hours, also across a crash of the homeserver. ``ts_ms`` gives it
+        a time in the past; 0 is now.
+
+        Source: https://spec.matrix.org/v1.16/application-service-api/#timestamp-massaging
 
         Raises:
             Uncertain: the answer was lost; ``key`` is the key that went out.
         """
-        localpart = ghost.removeprefix("@").partition(":")[0]
-        key = f"{localpart}-{txn_id}"
+        key = f"{localpart_of(ghost)}-{txn_id}"
+        if ts_ms:
+            path = ("_matrix", "client", "v3", "rooms", room_id, "send", event_type, key)
+            query = {"ts": str(ts_ms)}
+            sent = await self._wire.ask("PUT", path, ghost=ghost, query=query, body=dict(content))
+            return EventId(_text(sent, "event_id"))
         answer = await self._wire.call(
             ghost, lambda nio: nio.room_send(room_id, event_type, dict(content), key), key=key
         )
         return EventId(_text(answer, "event_id"))
+
+    async def is_unused(
+        self, ghost: GhostId, room_id: RoomId, *, besides: GhostId | None = None
+    ) -> bool:
+        """Whether nobody has said anything in the room yet (nobody but ``besides``), as ``ghost``
+        sees it."""
+        only = {"types": ["m.room.message", "m.room.encrypted", "m.sticker"], "limit": 1}
+        query = {
+            "dir": "b",
+            "limit": "1",
+            "filter": json.dumps(only | ({"not_senders": [besides]} if besides else {})),
+        }
+        path = ("_matrix", "client", "v3", "rooms", room_id, "messages")
+        while True:
+            answer = await self._wire.ask("GET", path, ghost=ghost, query=query)
+            if answer.get("chunk"):
+                return False
+            end = answer.get("end")
+            if not isinstance(end, str) or end == query.get("from"):
+                return True
+            query["from"] = end  # a page may be empty because the filter left everything out
+
+    async def messages(self, room_id: RoomId, start: str, limit: int) -> Messages:
+        """Up to ``limit`` messages of a room as the hub sees it, newest first, going back from the
+        token ``start`` (empty: from now).
+
+        Raises:
+            Rejected: the hub is not in the room, or the token is none of this room's.
+        """
+        return await read_messages(self._wire.ask, self.hub, room_id, start, limit)
 
     async def set_typing(
         self, ghost: GhostId, room_id: RoomId, on: bool, timeout_ms: int = 30_000
@@ -375,7 +460,9 @@ class Matrix:
         path = ("_matrix", "client", "v3", "rooms", room_id, "receipt", "m.read", event_id)
         await self._wire.ask("POST", path, ghost=ghost, body={})
 
-    async def sync(self, since: str, timeout_ms: int) -> SyncBatch:
+    async def sync(
+        self, since: str, timeout_ms: int, find_absences: FindAbsences | None = None
+    ) -> SyncBatch:
         """What the hub has seen since the cursor ``since``; waits up to ``timeout_ms`` for it.
 
         Events come in order and without holes: what the homeserver leaves out of a busy room is
@@ -383,11 +470,13 @@ class Matrix:
         that knows the rest; within a room the order holds across calls. ``since`` empty is the
         first sync: its events are each room's most recent ones, and it is for the caller to
         decide what they mean. The events of a room that the hub has just joined reach back before
-        ``since``. Cancelling a call loses nothing.
+        ``since``, and if it was put out of it before, to then (``find_absences`` tells when); of
+        these some may have been there already. Cancelling a call loses nothing.
 
         Source: https://spec.matrix.org/v1.16/client-server-api/#syncing
         """
-        return await read_batch(self._wire.ask, self.hub, since, timeout_ms)
+        batch = await read_batch(self._wire.ask, self.hub, since, timeout_ms, find_absences)
+        return replace(batch, now_ms=self._wire.date_ms)
 
 
 def _text(answer: Json, field: str) -> str:

@@ -36,29 +36,33 @@ def clip(text: object) -> str:
     return line if len(line) <= _REASON_MAX_CHARS else line[: _REASON_MAX_CHARS - 1] + "…"
 
 
-def parse_object(raw: bytes) -> dict[str, Any] | None:
-    """The JSON object in ``raw``; None for anything else, however broken."""
+def parse_object(raw: bytes, array_as: str = "") -> dict[str, Any] | None:
+    """The JSON object in ``raw``, or an object with the JSON array in it under ``array_as``; None
+    for anything else, however broken."""
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError):
         return None
+    if array_as and isinstance(value, list):
+        return {array_as: value}
     return value if isinstance(value, dict) else None
 
 
 def read_answer(
-    status: int, headers: Mapping[str, str], raw: bytes, key: str = ""
+    status: int, headers: Mapping[str, str], raw: bytes, key: str = "", array_as: str = ""
 ) -> dict[str, Any]:
     """The JSON object of a good answer.
 
     Args:
         key: idempotency key of the request, where repeating it without one would do it twice.
+        array_as: the name for the array that the answer is instead of an object.
 
     Raises:
         Rejected: the homeserver itself refused.
         Unavailable: it is overloaded, failing, or something else answered in its place.
         Uncertain: a gateway gave up waiting for the answer to a request with a ``key``.
     """
-    body = parse_object(raw)
+    body = parse_object(raw, array_as)
     if 200 <= status < 300 and body is not None:
         return body
     raise _refusal(status, headers, body, key)
@@ -78,14 +82,16 @@ def _refusal(
         return Uncertain("matrix", key, "a gateway gave up waiting for it")
     if status >= 500:
         said = f" ({message})" if code and message else ""
-        return Unavailable("matrix", f"it answered {status}{said}", _retry_after_s(headers, answer))
+        wait_s = _retry_after_s(headers, answer)
+        return Unavailable("matrix", f"it answered {status}{said}", wait_s, foreign=bool(said))
     if status == 413:
-        return Rejected("matrix", message or "the request is too large", code or "M_TOO_LARGE")
+        reason, code = message or "the request is too large", code or "M_TOO_LARGE"
+        return Rejected("matrix", reason, code, foreign=bool(message))
     if not code:
         return Unavailable("matrix", _no_homeserver(status))
     if code in _TOKEN_CODES:
         return Rejected("matrix", _TOKEN_ADVICE, code)
-    return Rejected("matrix", message or f"it answered {status}", code)
+    return Rejected("matrix", message or f"it answered {status}", code, foreign=bool(message))
 
 
 def _no_homeserver(status: int) -> str:

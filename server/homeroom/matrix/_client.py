@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
 from typing import Any, cast
 from urllib.parse import quote, urlencode
 
@@ -40,6 +41,8 @@ class Wire:
     def __init__(self, session: aiohttp.ClientSession, base_url: str, token: str) -> None:
         self.session, self._base_url, self._token = session, base_url, token
         self._clients: dict[GhostId, GhostClient] = {}
+        self.date_ms = 0
+        """What the homeserver's clock said in its last answer; 0 if it does not tell."""
 
     async def call(self, ghost: GhostId, make: Call, *, key: str = "") -> dict[str, Any]:
         """The JSON object that nio's request ``make`` is answered with, sent as ``ghost``.
@@ -76,20 +79,25 @@ class Wire:
         ghost: GhostId | None = None,
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
+        file: tuple[bytes, str] | None = None,
         timeout_s: float = _ANSWER_S,
+        array_as: str = "",
     ) -> dict[str, Any]:
         """The JSON object that a request of our own making is answered with.
 
-        For what nio has no call for, or parses away. ``ghost`` None asks as the appservice.
+        For what nio has no call for, or parses away. ``ghost`` None asks as the appservice. What
+        is sent is either ``body``, as JSON, or ``file``: its bytes and their type. An answer that
+        is an array comes under the name ``array_as``.
         """
         url = "/" + "/".join(quote(part, safe="") for part in path)
-        data = None if body is None else json.dumps(body)
+        data, mime_type = file or (None if body is None else json.dumps(body), "application/json")
 
         async def once() -> dict[str, Any]:
             params = dict(query or {})
             if ghost is not None:
                 params |= {"user_id": ghost, "device_id": DEVICE_ID}
-            return await self._exchange(method, _with_query(url, params), data, timeout_s)
+            target = _with_query(url, params)
+            return await self._exchange(method, target, data, timeout_s, array_as, mime_type)
 
         return await once() if ghost is None else await self._with_device(ghost, once)
 
@@ -135,18 +143,20 @@ class Wire:
         # Reading to the end hands the connection back and keeps the body for nio to read again;
         # a reading that fails closes it.
         await response.read()
+        self.date_ms = _date_ms(response.headers)
         return response
 
     async def _exchange(
-        self, method: str, path: str, data: str | None, timeout_s: float
-    ) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"}
+        self, method: str, path: str, data: str | bytes | None, timeout_s: float,
+        array_as: str = "", mime_type: str = "application/json",
+    ) -> dict[str, Any]:  # fmt: skip
+        headers = {"Content-Type": mime_type}
         try:
             response = await self.request(method, path, data, headers, timeout_s)
             raw = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise read_failure(error) from None
-        return read_answer(response.status, response.headers, raw)
+        return read_answer(response.status, response.headers, raw, array_as=array_as)
 
     async def _with_device(
         self, ghost: GhostId, once: Callable[[], Awaitable[dict[str, Any]]]
@@ -158,6 +168,14 @@ class Wire:
                 raise
         await self.put_device(ghost)
         return await once()
+
+
+def _date_ms(headers: Mapping[str, str]) -> int:
+    """Source: https://www.rfc-editor.org/rfc/rfc9110#section-6.6.1"""
+    try:
+        return int(parsedate_to_datetime(headers.get("Date", "")).timestamp() * 1000)
+    except (ValueError, OverflowError):
+        return 0
 
 
 class GhostClient(nio.AsyncClient):  # type: ignore[misc]  # nio carries no types

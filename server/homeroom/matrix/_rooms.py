@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from homeroom.model import GhostId, RoomSpec
+from homeroom.model import MARKER_TYPE, GhostId, RoomSpec
 
-MARKER_TYPE = "org.homeroom.room"
-"""State event by which we know our own room again."""
+CHILD_TYPE = "m.space.child"
+PARENT_TYPE = "m.space.parent"
 
 _CREATOR_LISTED = frozenset(str(number) for number in range(1, 12))
 """Versions in which the creator's power is written down like everybody's; later ones forbid it."""
@@ -40,7 +40,8 @@ def power_levels(creator: GhostId, spec: RoomSpec) -> dict[str, Any]:
             "m.room.server_acl": 100,
             "m.room.tombstone": 100 if listed else 150,
         },
-        "events_default": 0,
+        # A space is no place to talk in.
+        "events_default": 100 if spec.is_space else 0,
         "state_default": 50,
         "invite": 50,
         "kick": 50,
@@ -50,17 +51,34 @@ def power_levels(creator: GhostId, spec: RoomSpec) -> dict[str, Any]:
     }
 
 
-def initial_state(spec: RoomSpec) -> list[dict[str, Any]]:
+def initial_state(spec: RoomSpec, server_name: str) -> list[dict[str, Any]]:
     """The state that goes into the room with its creation, and so before anybody is invited."""
-    return [
-        {"type": MARKER_TYPE, "state_key": "", "content": dict(spec.marker)},
-        {
-            "type": "m.room.history_visibility",
-            "state_key": "",
-            "content": {"history_visibility": "shared"},
-        },
-        {"type": "m.room.guest_access", "state_key": "", "content": {"guest_access": "forbidden"}},
+    state = [
+        (MARKER_TYPE, "", dict(spec.marker)),
+        ("m.room.history_visibility", "", {"history_visibility": "shared"}),
+        ("m.room.guest_access", "", {"guest_access": "forbidden"}),
     ]
+    if spec.avatar:
+        state.append(("m.room.avatar", "", dict(spec.avatar)))
+    if spec.parent:
+        state.append((PARENT_TYPE, spec.parent, parent_content(server_name)))
+    return [{"type": kind, "state_key": key, "content": content} for kind, key, content in state]
+
+
+def child_content(server_name: str) -> dict[str, Any]:
+    """How a space says that a room of ours hangs in it.
+
+    Source: https://spec.matrix.org/v1.16/client-server-api/#mspacechild
+    """
+    return {"via": [server_name]}
+
+
+def parent_content(server_name: str) -> dict[str, Any]:
+    """How a room of ours says in which space it hangs.
+
+    Source: https://spec.matrix.org/v1.16/client-server-api/#mspaceparent
+    """
+    return {"via": [server_name], "canonical": True}
 
 
 def invitees(creator: GhostId, spec: RoomSpec) -> list[str]:

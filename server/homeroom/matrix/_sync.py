@@ -1,32 +1,59 @@
 """One step of the hub's /sync, with the holes in it filled.
 
 Owns the filter, the reading of raw events and the cursor. A busy room comes with a hole between
-the last step and its newest events; the hole is read forwards, oldest first, a bounded number of
-pages per step. What is left of it travels in the cursor, so the next step (even of another
-process) goes on where this one stopped. Invariant: within a room every event comes once and in
-order, and a cursor never runs ahead of what was returned.
+the last step and its newest events, and one that the hub was put out of with all that was said
+until it came back. Either hole is read forwards, oldest first, a bounded number of pages per step,
+by the hub or by the ghost of the room. What is left of it travels in the cursor, so the next step
+(even of another process) goes on where this one stopped. Invariant: within a room every event comes
+in order, and a cursor never runs ahead of what was returned. An event comes once, but for those
+around an absence of the hub, which the store knows again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Iterable
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Mapping as Dict
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from homeroom.errors import Rejected, Unavailable
-from homeroom.model import EventId, GhostId, Member, RoomEvent, RoomId, SyncBatch
+from homeroom.model import (
+    MARKER_TYPE,
+    Absence,
+    EventId,
+    GhostId,
+    Member,
+    RoomEvent,
+    RoomId,
+    StateEvent,
+    SyncBatch,
+)
+from homeroom.times import point_in_time_ms
 
+log = logging.getLogger(__name__)
+
+STATE_TYPES = (
+    "m.room.create",
+    "m.room.name",
+    "m.room.topic",
+    "m.room.avatar",
+    "m.room.canonical_alias",
+    "m.room.tombstone",
+    "m.room.power_levels",
+    "m.space.parent",
+    "m.space.child",
+    MARKER_TYPE,
+)
+"""What is read of a room's state, memberships apart."""
 _TYPES = [
     "m.room.message",
     "m.room.encrypted",
     "m.room.member",
-    "m.room.name",
-    "m.room.topic",
-    "m.room.canonical_alias",
     "m.room.encryption",
     "m.room.redaction",
-    "m.room.tombstone",
+    *STATE_TYPES,
 ]
 _TIMELINE_LIMIT = 100
 """Synapse serves no more (``filter_timeline_limit``)."""
@@ -35,6 +62,8 @@ _PAGES_PER_STEP = 8
 """At most 4000 events of backlog in memory at once."""
 _ANSWER_MARGIN_S = 30.0
 """What the homeserver may take beyond the time it was asked to wait."""
+_FIRST_ANSWER_S = 300.0
+"""The first answer has every room whole: a busy Synapse took 29 s for a thousand (measured)."""
 _GAPS = "gaps:"
 """Begins a cursor that carries unread holes; no homeserver's token begins so."""
 
@@ -45,7 +74,8 @@ _SYNC_FILTER = json.dumps(
         "account_data": _NONE,
         "room": {
             "timeline": {"types": _TYPES, "limit": _TIMELINE_LIMIT},
-            "state": {"types": ["m.room.member"]},
+            # Members are never loaded lazily: who is there decides who is invited.
+            "state": {"types": ["m.room.member", *STATE_TYPES]},
             "ephemeral": _NONE,
             "account_data": _NONE,
         },
@@ -53,6 +83,14 @@ _SYNC_FILTER = json.dumps(
     separators=(",", ":"),
 )
 _PAGE_FILTER = json.dumps({"types": _TYPES}, separators=(",", ":"))
+
+
+_CANNOT_READ = ("M_FORBIDDEN", "M_NOT_FOUND")
+_NOT_OF_HERE = ("M_UNKNOWN", "M_INVALID_PARAM")
+"""How a homeserver refuses a token that it did not give: it is another one than before."""
+
+FindAbsences = Callable[[Collection[RoomId]], Awaitable[Dict[RoomId, Absence]]]
+"""What is known of these rooms; those that no ghost lives in are left out."""
 
 
 class Ask(Protocol):
@@ -71,20 +109,59 @@ class Ask(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Gap:
-    """Events of a room after token ``start`` and up to token ``end`` that were not returned yet."""
+    """Events of a room after token ``start`` and up to token ``end`` that were not returned yet.
+
+    ``joined_ms`` is when the hub came into the room, if that is why they were not. ``ghost`` is in
+    the room besides the hub, as far as is known."""
 
     room_id: str
     start: str
     end: str
+    joined_ms: int = 0
+    ghost: str = ""
+
+    def readers(self, hub: GhostId) -> list[GhostId]:
+        """Who may read it, the likelier first: a room may show its members only what was said
+        while they were in."""
+        ghosts = [GhostId(self.ghost)] if self.ghost else []
+        return [*ghosts, hub] if self.joined_ms else [hub, *ghosts]
 
 
 @dataclass(slots=True)
 class _Room:
-    """One room's part of a step. ``gap`` lies before ``timeline``."""
+    """One room's part of a step. ``gap`` lies before ``timeline``, or reaches over it to the end
+    of the step, which is so if the hub ``was_out``."""
 
     id: str
     timeline: list[dict[str, Any]] = field(default_factory=list)
     gap: _Gap | None = None
+    came_in: bool = False
+    """The hub has come into the room in this step."""
+    was_out: bool = False
+
+    def after(self, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What the room brought in this step, when ``found`` is all that the gap had left."""
+        if not self.was_out:
+            return found + self.timeline
+        known = {raw.get("event_id") for raw in found}
+        return [raw for raw in self.timeline if raw.get("event_id") not in known] + found
+
+
+@dataclass(slots=True)
+class _Told:
+    """What a step says of the rooms themselves."""
+
+    members: list[Member] = field(default_factory=list)
+    state: list[StateEvent] = field(default_factory=list)
+    left: list[RoomId] = field(default_factory=list)
+
+    def joined_ms(self, room_id: str, user: str) -> int:
+        """When the user has just come into the room; 0 if that is no news."""
+        last = 0
+        for member in self.members:
+            if (member.room_id, member.user_id) == (room_id, user):
+                last = member.at_ms if member.membership == "join" else 0
+        return last
 
 
 async def read_batch(
@@ -92,32 +169,30 @@ async def read_batch(
     hub: GhostId,
     since: str,
     timeout_ms: int,
+    find_absences: FindAbsences | None = None,
     *,
     page_size: int = _PAGE_SIZE,
     page_limit: int = _PAGES_PER_STEP,
 ) -> SyncBatch:
     """What is new since ``since``; see ``Matrix.sync``."""
     token, gaps = _unpack(since)
-    members: list[Member] = []
-    left: list[RoomId] = []
+    began = token
+    told = _Told()
     rooms = [_Room(gap.room_id, gap=gap) for gap in gaps]
     if not gaps:
-        query = {"filter": _SYNC_FILTER, "timeout": str(timeout_ms), "set_presence": "offline"}
-        if token:
-            query["since"] = token
-        body = await ask(
-            "GET",
-            ("_matrix", "client", "v3", "sync"),
-            ghost=hub,
-            query=query,
-            timeout_s=timeout_ms / 1000 + _ANSWER_MARGIN_S,
-        )
-        rooms, members, left = _read_rooms(body, token, hub)
+        body = await _ask_sync(ask, hub, token, timeout_ms)
+        rooms, told = _read_rooms(body, token, hub)
         next_batch = body.get("next_batch")
         if not isinstance(next_batch, str):
             # Not an empty step: whoever takes it for one asks again at once, for ever.
             raise Unavailable("matrix", "what answered its sync does not speak Matrix")
         token = next_batch
+        concerned = [room for room in rooms if room.gap or room.came_in]
+        if find_absences and concerned:
+            absences = await find_absences([RoomId(room.id) for room in concerned])
+            for room in concerned:
+                if absence := absences.get(RoomId(room.id)):
+                    _mind_absence(room, absence, began, token, told.joined_ms(room.id, hub))
 
     events: list[RoomEvent] = []
     open_gaps: list[_Gap] = []
@@ -125,14 +200,50 @@ async def read_batch(
         found, rest, pages = await _read_gap(ask, hub, room.gap, page_size, page_limit)
         page_limit -= pages
         if rest is None:
-            found += room.timeline
+            found = room.after(found)
         else:
             # The timeline comes after the hole, so it has to wait: read on to the end of this step.
-            open_gaps.append(_Gap(rest.room_id, rest.start, token))
+            joined_ms = told.joined_ms(room.id, hub) or rest.joined_ms
+            open_gaps.append(replace(rest, end=token, joined_ms=joined_ms))
         events += _read_events(room.id, found)
     return SyncBatch(
-        _pack(token, open_gaps), tuple(events), tuple(members), tuple(left), bool(open_gaps)
+        _pack(token, open_gaps),
+        tuple(events),
+        tuple(told.members),
+        tuple(told.state),
+        tuple(told.left),
+        bool(open_gaps),
+        {
+            RoomId(room.id): at_ms
+            for room in rooms
+            if (at_ms := told.joined_ms(room.id, hub) or (room.gap.joined_ms if room.gap else 0))
+        },
+        began,
     )
+
+
+async def _ask_sync(ask: Ask, hub: GhostId, token: str, timeout_ms: int) -> dict[str, Any]:
+    query = {"filter": _SYNC_FILTER, "timeout": str(timeout_ms), "set_presence": "offline"}
+    if token:
+        query["since"] = token
+    return await ask(
+        "GET",
+        ("_matrix", "client", "v3", "sync"),
+        ghost=hub,
+        query=query,
+        timeout_s=timeout_ms / 1000 + (_ANSWER_MARGIN_S if token else _FIRST_ANSWER_S),
+    )
+
+
+def _mind_absence(room: _Room, absence: Absence, began: str, end: str, joined_ms: int) -> None:
+    """Has the ghost read what the hub was not there for: up to the end of the step, because of
+    what was said while it was out the timeline may have nothing, or holes."""
+    start = absence.since or (began if absence.was_in else "")
+    if room.came_in and start:
+        room.gap = _Gap(room.id, start, end, joined_ms, absence.ghost)
+        room.was_out = True
+    elif room.gap:
+        room.gap = replace(room.gap, ghost=absence.ghost)
 
 
 async def _read_gap(
@@ -141,43 +252,45 @@ async def _read_gap(
     """The gap's events oldest first, what is left of it, and how many pages that took.
 
     One event is asked for even when the pages are used up: it tells an empty gap, whose room is
-    done with (a room the hub has just joined), from one that has to wait for the next step.
+    done with (a room the hub has just joined), from one that has to wait for the next step. One
+    that the hub was put out of has that in it at least, and waits unasked.
     """
     found: list[dict[str, Any]] = []
+    if gap and gap.joined_ms and page_limit <= 0:
+        return found, gap, 0
     pages = 0
     size = page_size if page_limit > 0 else 1
     while gap is not None and pages < max(page_limit, 1):
-        try:
-            body = await ask(
-                "GET",
-                ("_matrix", "client", "v3", "rooms", gap.room_id, "messages"),
-                ghost=hub,
-                query={
-                    "dir": "f",
-                    "from": gap.start,
-                    "to": gap.end,
-                    "limit": str(size),
-                    "filter": _PAGE_FILTER,
-                },
-            )
-        except Rejected as refusal:
-            if refusal.code not in ("M_FORBIDDEN", "M_NOT_FOUND"):
-                raise
-            # The hub was put out of the room meanwhile: nobody may read this gap any more, and
-            # it must not hold up the other rooms.
-            return found, None, pages + 1
         pages += 1
+        if (body := await _read_page(ask, hub, gap, size)) is None:
+            return found, None, pages
         found += _dicts(body.get("chunk"))
         end = body.get("end")
-        gap = _Gap(gap.room_id, end, gap.end) if isinstance(end, str) and end != gap.start else None
+        gap = replace(gap, start=end) if isinstance(end, str) and end != gap.start else None
     return found, gap, pages
 
 
-def _read_rooms(
-    body: dict[str, Any], since: str, hub: GhostId
-) -> tuple[list[_Room], list[Member], list[RoomId]]:
+async def _read_page(ask: Ask, hub: GhostId, gap: _Gap, size: int) -> dict[str, Any] | None:
+    """The gap's next page; None if nobody of ours may read it any more: hub and ghost are both out
+    of the room, and it must not hold up the others."""
+    query = {
+        "dir": "f", "from": gap.start, "to": gap.end, "limit": str(size), "filter": _PAGE_FILTER,
+    }  # fmt: skip
+    path = ("_matrix", "client", "v3", "rooms", gap.room_id, "messages")
+    harmless = (*_CANNOT_READ, *(_NOT_OF_HERE if gap.joined_ms else ()))
+    for reader in gap.readers(hub):
+        try:
+            return await ask("GET", path, ghost=reader, query=query)
+        except Rejected as refusal:
+            if refusal.code not in harmless:
+                raise
+    log.warning("gap_unreadable", extra={"room": gap.room_id})
+    return None
+
+
+def _read_rooms(body: dict[str, Any], since: str, hub: GhostId) -> tuple[list[_Room], _Told]:
     rooms: list[_Room] = []
-    members: list[Member] = []
+    told = _Told()
     sections = _dict(body.get("rooms"))
     for section in ("join", "leave"):
         for room_id, part in _dict(sections.get(section)).items():
@@ -187,17 +300,44 @@ def _read_rooms(
             if since and timeline.get("limited") and isinstance(start, str):
                 room.gap = _Gap(room_id, since, start)
             rooms.append(room)
+            # First what became of the hole before the timeline, then the timeline: the last wins.
+            # So nothing of the state is taken from the hole itself, which is read later.
             state = _dicts(_dict(_dict(part).get("state")).get("events"))
-            members += _read_members(room_id, [*state, *room.timeline])
+            room.came_in = any(_comes_in(raw, hub) for raw in (*state, *room.timeline))
+            told.members += read_members(room_id, [*state, *room.timeline])
+            told.state += read_state(room_id, [*state, *room.timeline])
     for room_id, part in _dict(sections.get("invite")).items():
         state = _dicts(_dict(_dict(part).get("invite_state")).get("events"))
         # Of a room that one is only invited to, nothing but one's own membership is trustworthy.
         own = [raw for raw in state if raw.get("state_key") == hub]
-        members += _read_members(room_id, own)
-    return rooms, members, [RoomId(room_id) for room_id in _dict(sections.get("leave"))]
+        told.members += read_members(room_id, own)
+    told.left = [RoomId(room_id) for room_id in _dict(sections.get("leave"))]
+    return rooms, told
 
 
-def _read_members(room_id: str, raw_events: Iterable[dict[str, Any]]) -> list[Member]:
+def _comes_in(raw: dict[str, Any], user: str) -> bool:
+    """Whether that is the user's coming in, and not a new name of one who is in.
+
+    Source: https://spec.matrix.org/v1.16/client-server-api/#room-event-format (``prev_content``).
+    """
+    if raw.get("type") != "m.room.member" or raw.get("state_key") != user:
+        return False
+    before = _dict(_dict(raw.get("unsigned")).get("prev_content")).get("membership")
+    return _dict(raw.get("content")).get("membership") == "join" and before != "join"
+
+
+def read_state(room_id: str, raw_events: Iterable[dict[str, Any]]) -> list[StateEvent]:
+    """The state events of ``STATE_TYPES``; of one type and key the last."""
+    found: dict[tuple[str, str], StateEvent] = {}
+    for raw in raw_events:
+        type_, key, sender = raw.get("type"), raw.get("state_key"), raw.get("sender")
+        if type_ in STATE_TYPES and isinstance(key, str) and isinstance(sender, str):
+            content = _dict(raw.get("content"))
+            found[type_, key] = StateEvent(RoomId(room_id), type_, key, content, sender)
+    return list(found.values())
+
+
+def read_members(room_id: str, raw_events: Iterable[dict[str, Any]]) -> list[Member]:
     found = []
     for raw in raw_events:
         content = _dict(raw.get("content"))
@@ -211,7 +351,7 @@ def _read_members(room_id: str, raw_events: Iterable[dict[str, Any]]) -> list[Me
                 user,
                 str(membership),
                 name if isinstance(name, str) else "",
-                _sent_ms(raw),
+                point_in_time_ms(raw.get("origin_server_ts")),
             )
         )
     return found
@@ -231,22 +371,17 @@ def _read_events(room_id: str, raw_events: Iterable[dict[str, Any]]) -> list[Roo
             sender=sender,
             type=type_,
             content=_dict(raw.get("content")),
-            origin_server_ts_ms=_sent_ms(raw),
+            origin_server_ts_ms=point_in_time_ms(raw.get("origin_server_ts")),
             state_key=state_key if isinstance(state_key, str) else None,
         )
         found.setdefault(event_id, event)
     return list(found.values())
 
 
-def _sent_ms(raw: dict[str, Any]) -> int:
-    sent_ms = raw.get("origin_server_ts")
-    return sent_ms if isinstance(sent_ms, int) else 0
-
-
 def _pack(token: str, gaps: list[_Gap]) -> str:
     if not gaps:
         return token
-    rest = [[gap.room_id, gap.start, gap.end] for gap in gaps]
+    rest = [[gap.room_id, gap.start, gap.end, gap.joined_ms, gap.ghost] for gap in gaps]
     return _GAPS + json.dumps([token, rest], separators=(",", ":"))
 
 
