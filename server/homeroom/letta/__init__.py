@@ -12,7 +12,17 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from homeroom.config import Config
-from homeroom.model import Agent, AgentId, Block, Capabilities, ConversationId, Turn
+from homeroom.letta.absence import Absence
+from homeroom.model import (
+    Agent,
+    AgentId,
+    Block,
+    Capabilities,
+    ConversationId,
+    Exchange,
+    Turn,
+)
+from homeroom.reading import Recall
 
 OnDelta = Callable[[str], None]
 """Called with each piece of the agent's answer as it arrives; must not block."""
@@ -63,11 +73,18 @@ class Letta(Protocol):
         """
 
     async def find_turn(
-        self, agent_id: AgentId, *, conversation: ConversationId | None, key: str, text: str
+        self,
+        agent_id: AgentId,
+        *,
+        conversation: ConversationId | None,
+        key: str,
+        text: str,
+        begun_ms: int = 0,
     ) -> Turn | None:
         """The finished turn of a message sent earlier with ``key``, waiting for one that is still
         running; None if Letta never took it, or it failed or was cut off half way, so that it
-        shall be sent (again).
+        shall be sent (again). ``begun_ms`` is when (ms since the epoch) it was last sent, so that
+        one which may still be on its way is waited for.
 
         Raises:
             Uncertain: it cannot be known.
@@ -76,16 +93,32 @@ class Letta(Protocol):
     async def cancel(self, agent_id: AgentId, conversation: ConversationId | None) -> bool:
         """Stops the running turn. Returns whether there was one."""
 
+    async def run_changes(self, on_change: Callable[[], None]) -> None:
+        """Calls ``on_change`` whenever agents may have come, gone or changed, until cancelled.
+
+        It waits for what the back end tells by itself and never polls. Returns at once where the
+        back end tells nothing; raises nothing because Letta is away.
+        """
+
     async def list_blocks(self, agent_id: AgentId) -> list[Block]:
         """Raises NotFound (agent), Unsupported (no memory on this back end)."""
 
     async def write_block(self, agent_id: AgentId, label: str, value: str) -> Block:
         """The block as it is afterwards. Raises NotFound (agent or label), Unsupported."""
 
+    async def list_history(self, agent_id: AgentId, limit: int) -> list[Exchange]:
+        """The newest ``limit`` exchanges of people with the agent, in whichever conversation,
+        oldest first. Raises NotFound (agent), Unsupported (``capabilities.history`` is False)."""
+
+    async def search_passages(self, agent_id: AgentId, query: str, limit: int) -> Recall:
+        """The agent's archival passages that fit best, best first; none where the back end keeps
+        no such memory. Raises NotFound (agent), Unsupported (no memory on this back end)."""
+
 
 @asynccontextmanager
-async def open_letta(config: Config) -> AsyncIterator[Letta]:
-    """The back end that the configuration names, or the one that ``auto`` finds.
+async def open_letta(config: Config, absence: Absence | None = None) -> AsyncIterator[Letta]:
+    """The back end that the configuration names, or the one that ``auto`` finds. ``absence`` is
+    what is known of the server from earlier connections.
 
     Raises:
         Unavailable: nothing answers at the URL.
@@ -93,5 +126,5 @@ async def open_letta(config: Config) -> AsyncIterator[Letta]:
     """
     from homeroom.letta.probe import connect
 
-    async with connect(config) as letta:
+    async with connect(config, absence) as letta:
         yield letta

@@ -1,7 +1,7 @@
 """Letta's App Server (WebSocket) behind the ``Letta`` protocol.
 
 Owns what an agent, a turn and a memory file are on this back end; ``link`` owns the connection and
-``memfs`` the files. Invariant: no turn offers its model a tool, and every approval is refused.
+``app_memory`` the files. Invariant: no turn offers its model a tool, and every approval is refused.
 
 What Letta Code 0.34.12 does with a ``client_message_id`` (measured, kill -9 included):
 
@@ -14,29 +14,37 @@ What Letta Code 0.34.12 does with a ``client_message_id`` (measured, kill -9 inc
   as if it were whole, and the conversation takes no turn any more ("already has an active run").
   A fork of it does.
 
-So an answer counts if we saw its turn end, and not because the history has a text. A key that was
-sent and has no such answer is sent again with a new id (``key``, ``key#2``, ...), if need be in a
-fork: the agent may then have been asked twice, but nobody is answered twice or with half a text.
+* for an input with a ``terminal_consumer_id`` it keeps the end of the turn on disk until that is
+  acknowledged, and looks through all that it keeps, with several fsyncs each, at every turn's end
+  and whenever somebody opens a conversation. 30 of them stop it for minutes on a busy disk.
+
+So we name no consumer, and an answer counts if we saw its turn end, and not because the history has
+a text. A key that was sent and has no such answer is sent again with a new id (``key``, ``key#2``,
+...), if need be in a fork: the agent may then have been asked twice, but nobody is answered twice
+or with half a text.
 """
 
 from __future__ import annotations
 
 import asyncio
-import difflib
-import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from homeroom.config import Config
-from homeroom.errors import LimitExceeded, NotFound, Rejected, Unavailable, Uncertain
-from homeroom.letta import OnDelta, memfs
+from homeroom.errors import (
+    ConfigError,
+    NotFound,
+    Rejected,
+    Unavailable,
+    Uncertain,
+)
+from homeroom.letta import OnDelta, app_memory, app_reading, changes
 from homeroom.letta.link import LOST, Link, Scope
 from homeroom.letta.run import (
     Earlier,
     LoopState,
     Run,
     attempt_of,
-    consumer_id,
     joined,
     message_id_of,
     text_of,
@@ -48,9 +56,11 @@ from homeroom.model import (
     Block,
     Capabilities,
     ConversationId,
+    Exchange,
     Json,
     Turn,
 )
+from homeroom.reading import Recall
 
 _PAGE = 500
 _THREAD = "Homeroom: main thread"
@@ -60,13 +70,15 @@ _HISTORY_MESSAGES = 1000
 """How far back a key is looked for; a lane has one message under way, so it is among the last."""
 _SEEN_TURNS = 200
 _FIRST_SIGN_S = 3.0
-"""An input that starts a turn shows within milliseconds; one that is swallowed never does."""
+"""An input that starts a turn shows within milliseconds; one that is swallowed never does. After so
+long the server is asked, which knows: a turn counts as begun before its input is acknowledged."""
+_AT_ONCE = 4
+"""How many conversations the server is asked to open, fork or take a message for at a time."""
 _WIND_DOWN_S = 5.0
 """How long a cancelled turn may take to end before it counts as ended."""
 _DENIAL = "Refused: tools that need approval cannot be used from a chat room. Answer without them."
 _LIFE = ("stream_delta", "update_loop_status", "control_request", "abort_message_response")
 """Events that show that the agent is alive; device status is the server's small talk."""
-_TOO_LONG = re.compile(r"(\d+) characters exceeds (\d+)")
 
 
 class AppServerLetta:
@@ -83,6 +95,7 @@ class AppServerLetta:
         """The connection on which we subscribed to each conversation."""
         self._threads: dict[AgentId, str] = {}
         self._threads_lock = asyncio.Lock()
+        self._pace = asyncio.Semaphore(_AT_ONCE)
         self._capabilities = Capabilities(
             backend="app-server",
             version=version,
@@ -90,6 +103,7 @@ class AppServerLetta:
             memory=True,
             cancel=True,
             finds_turns=True,
+            history=True,
         )
 
     @classmethod
@@ -123,18 +137,10 @@ class AppServerLetta:
     # --- Agents ------------------------------------------------------------------------------
 
     async def list_agents(self) -> list[Agent]:
-        found: dict[str, Agent] = {}
-        after: str | None = None
-        while True:
-            query = {"limit": _PAGE, **({"after": after} if after else {})}
-            page = (await self._link.request("agent_list", query=query))["agents"]
-            fresh = [agent for agent in map(agent_of, page) if agent.id not in found]
-            found.update((agent.id, agent) for agent in fresh)
-            if len(page) < _PAGE:
-                return list(found.values())
-            if not fresh:
-                raise Unavailable("letta", "the list of agents changed while it was read", 1.0)
-            after = page[-1]["id"]
+        return await app_reading.list_agents(self._link)
+
+    async def run_changes(self, on_change: Callable[[], None]) -> None:
+        await changes.run_changes(self._link, on_change)
 
     async def get_agent(self, agent_id: AgentId) -> Agent:
         return agent_of((await self._link.request("agent_retrieve", agent_id=agent_id))["agent"])
@@ -196,9 +202,10 @@ class AppServerLetta:
     ) -> ConversationId | None:
         if like is not None:
             with suppress(NotFound, Rejected):
-                fork = await self._link.request(
-                    "conversation_fork", key=title, agent_id=agent_id, conversation_id=like
-                )
+                async with self._pace:
+                    fork = await self._link.request(
+                        "conversation_fork", key=title, agent_id=agent_id, conversation_id=like
+                    )
                 return ConversationId(fork["conversation"]["id"])
         body = {"agent_id": agent_id, "summary": title}
         answer = await self._link.request("conversation_create", key=title, body=body)
@@ -222,20 +229,45 @@ class AppServerLetta:
         with self._link.watch(scope) as events:
             if self._joined.get(scope) != self._link.connection_count:
                 await self._join(scope, events)
+            run = await self._send(scope, events, text, key, on_delta)
+        if run.refused:
+            raise NotFound("conversation", scope[1])
+        return self._note(key, run.result())
+
+    async def _send(
+        self, scope: Scope, events: asyncio.Queue[Json], text: str, key: str,
+        on_delta: OnDelta | None,
+    ) -> Run:  # fmt: skip
+        """The run that the server made of a message, when it has ended.
+
+        From the moment that the server took it, whatever goes wrong on the way leaves open what
+        became of it.
+
+        Raises:
+            Uncertain: the server may have it.
+            Unavailable: the server did not take it.
+        """
+        taken = False
+        try:
             for _ in range(2):
                 self._tried[key] = self._tried.get(key, 0) + 1
                 run = Run(message_id_of(key, self._tried[key]), on_delta)
-                await self._submit(scope, text, run.id, key)
+                # What it says is waiting it has on disk, and runs.
+                run.begun = run.waiting = await self._submit(scope, text, run.id, key) == "queued"
+                taken = True
                 if await self._follow(scope, events, run, key):
-                    if run.refused:
-                        raise NotFound("conversation", scope[1])
-                    return self._note(key, run.result())
+                    return run
                 # Taken once before, and it failed without leaving a trace in the history.
+        except (Unavailable, Rejected, NotFound, ConfigError) as error:
+            if not taken:
+                raise
+            raise Uncertain("letta", key, f"it has the message, but then: {error}") from error
         raise Uncertain("letta", key, "it took the message and shows nothing for it")
 
     async def find_turn(
-        self, agent_id: AgentId, *, conversation: ConversationId | None, key: str, text: str
-    ) -> Turn | None:
+        self, agent_id: AgentId, *, conversation: ConversationId | None, key: str, text: str,
+        begun_ms: int = 0,
+    ) -> Turn | None:  # fmt: skip
         scope = await self._scope(agent_id, conversation)
         with self._link.watch(scope) as events:
             if key in self._seen:
@@ -296,15 +328,16 @@ class AppServerLetta:
     ) -> LoopState:
         """Subscribes to the conversation; the server replays the state it is in before it
         answers, and ``run`` sees that too."""
-        await self._link.request(
-            "runtime_start",
-            agent_id=scope[0],
-            conversation_id=scope[1],
-            mode="strict",
-            skill_sources=[],
-            wait_for_replay=True,
-            force_device_status=False,
-        )
+        async with self._pace:
+            await self._link.request(
+                "runtime_start",
+                agent_id=scope[0],
+                conversation_id=scope[1],
+                mode="strict",
+                skill_sources=[],
+                wait_for_replay=True,
+                force_device_status=False,
+            )
         self._joined[scope] = self._link.connection_count
         state = LoopState()
         while not events.empty():
@@ -341,7 +374,13 @@ class AppServerLetta:
                 break
         return Earlier(0)
 
-    async def _submit(self, scope: Scope, text: str, message_id: str, key: str) -> None:
+    async def _submit(self, scope: Scope, text: str, message_id: str, key: str) -> str:
+        """What the server says it does with the message: ``started`` (now, or some time before if
+        it knew its id) or ``queued``.
+
+        Raises:
+            Unavailable: it does not take it now (its queue is full, its disk slow).
+        """
         message = {"role": "user", "content": text, "client_message_id": message_id}
         payload = {
             "kind": "create_message",
@@ -349,13 +388,14 @@ class AppServerLetta:
             "client_tool_allowlist": [],
             "exclude_interactive_tools": True,
         }
-        await self._link.request(
-            "input",
-            key=key,
-            runtime=_runtime(scope),
-            terminal_consumer_id=consumer_id(message_id),
-            payload=payload,
-        )
+        async with self._pace:
+            answer = await self._link.request(
+                "input",
+                key=key,
+                runtime=_runtime(scope),
+                payload=payload,
+            )
+        return str(answer.get("disposition") or "")
 
     async def _follow(self, scope: Scope, events: asyncio.Queue[Json], run: Run, key: str) -> bool:
         """Waits for the end of a run, refusing whatever it asks approval for. False if the server
@@ -403,90 +443,18 @@ class AppServerLetta:
     # --- Memory ------------------------------------------------------------------------------
 
     async def list_blocks(self, agent_id: AgentId) -> list[Block]:
-        await self.get_agent(agent_id)  # the server knows an empty memory for any id
-        limit = await self._file_characters(agent_id)
-        blocks = []
-        for label in await self._labels(agent_id):
-            text = await self._read(agent_id, memfs.path_of(label))
-            if text is not None:
-                block = memfs.parse(label, text, limit).block
-                if not memfs.is_bare_index(label, block.value):
-                    blocks.append(block)
-        return blocks
+        return await app_memory.list_blocks(self._link, agent_id)
 
     async def write_block(self, agent_id: AgentId, label: str, value: str) -> Block:
-        await self.get_agent(agent_id)  # the server would create a memory for any id
-        path = memfs.path_of(label)
-        before = await self._read(agent_id, path)
-        if before is None:
-            labels = await self._labels(agent_id)
-            near = difflib.get_close_matches(label, labels, len(labels) or 1, 0.0)
-            raise NotFound("memory block", label, near)
-        limit = await self._file_characters(agent_id)
-        file = memfs.parse(label, before, limit)
-        if file.block.limit and len(value) > file.block.limit:
-            raise LimitExceeded(
-                f"Memory block {label!r}", file.block.limit, len(value), "characters"
-            )
-        try:
-            await self._write(agent_id, path, file.with_value(value))
-        except Rejected as refusal:
-            # A refused commit leaves the new text in the working tree and staged.
-            with suppress(Rejected):
-                await self._write(agent_id, path, before)
-            too_long = _TOO_LONG.search(refusal.reason)
-            if too_long:
-                what = f"The memory of this agent, with block {label!r},"
-                raise LimitExceeded(
-                    what, int(too_long[2]), int(too_long[1]), "characters"
-                ) from None
-            raise
-        await self._recompile(agent_id)
-        after = await self._read(agent_id, path)
-        return memfs.parse(label, after or "", limit).block
+        return await app_memory.write_block(self._link, agent_id, label, value)
 
-    async def _recompile(self, agent_id: AgentId) -> None:
-        """Has every conversation of the agent know its memory as it is now.
+    async def search_passages(self, agent_id: AgentId, query: str, limit: int) -> Recall:
+        """Always empty: all that an agent remembers here are its memory files."""
+        await self.get_agent(agent_id)
+        return Recall("text")
 
-        By itself a running conversation is told of a change in its next turn and forgets it in the
-        one after that (0.34.12).
-        """
-        query = {"agent_id": agent_id, "limit": _PAGE}
-        listed = await self._link.request("conversation_list", query=query)
-        for conversation in listed["conversations"]:
-            await self._link.request(
-                "conversation_recompile", agent_id=agent_id, conversation_id=conversation["id"]
-            )
-
-    async def _labels(self, agent_id: AgentId) -> list[str]:
-        listed = await self._link.request("list_memory", agent_id=agent_id)
-        paths = (str(entry["relative_path"]) for entry in listed["entries"])
-        return [label for label in map(memfs.label_of, paths) if label is not None]
-
-    async def _read(self, agent_id: AgentId, path: str) -> str | None:
-        try:
-            answer = await self._link.request("read_memory_file", agent_id=agent_id, path=path)
-        except Rejected as refusal:
-            # A path out of the memory, or one whose folder is a file, is no block either.
-            if re.search("ENOENT|ENOTDIR|EISDIR|inside the memory root", refusal.reason):
-                return None
-            raise Rejected("letta", f"the memory file {path} cannot be read") from None
-        content: str | None = answer.get("content")
-        return content
-
-    async def _write(self, agent_id: AgentId, path: str, text: str) -> None:
-        message = f"Update {path} from Homeroom"
-        await self._link.request(
-            "write_memory_file",
-            key=path,
-            agent_id=agent_id,
-            path=path,
-            content=text,
-            commit_message=message,
-        )
-
-    async def _file_characters(self, agent_id: AgentId) -> int:
-        return memfs.file_characters(await self._read(agent_id, memfs.POLICY_PATH))
+    async def list_history(self, agent_id: AgentId, limit: int) -> list[Exchange]:
+        return await app_reading.list_history(self._link, agent_id, limit)
 
 
 def _runtime(scope: Scope) -> Json:

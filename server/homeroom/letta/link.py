@@ -2,15 +2,22 @@
 
 Owns connecting, reconnecting, correlation by ``request_id`` and the meaning of a lost connection.
 Knows nothing of agents or turns. Invariant: every request ends, by an answer, by its deadline or
-by the loss of the connection (the server does not answer what it does not understand).
+by the loss of the connection (the server does not answer what it does not understand), and no
+frame that the server sends ends more than itself.
+
+The server has one thread, and everything waits for it: with a hundred turns to take up it answers
+nobody for a while, not even a ping. To give up then makes it worse, because a connection that is
+lost cuts off every turn that listens on it. So silence is judged by the whole connection, by pings
+that any server answers which is awake at all; the deadline of one request only ends what a server
+does not understand.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
+import logging
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -19,6 +26,8 @@ from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
+from websockets.frames import CloseCode
+from websockets.protocol import State
 
 from homeroom.config import EXAMPLES, variable_of
 from homeroom.errors import ConfigError, NotFound, Rejected, Unavailable, Uncertain
@@ -27,9 +36,17 @@ from homeroom.model import Json
 LOST = "connection_lost"
 """Type of the event that watchers get when the connection is gone."""
 
-_OPEN_TIMEOUT_S = 10.0
-_ANSWER_TIMEOUT_S = 30.0
-"""The slowest request measured (a new agent: its own git repository) takes under a second."""
+_OPEN_TIMEOUT_S = 30.0
+"""A server that is taking up many turns at once accepts nobody meanwhile."""
+_ANSWER_TIMEOUT_S = 180.0
+"""Of a server that is awake. The slowest request measured (a new agent: its own git repository)
+takes under a second, but behind a hundred others it waits its turn."""
+_CLOSE_TIMEOUT_S = 1.0
+"""There is nothing left to hear from a server that is being left."""
+_PING_S = 10.0
+_SILENCE_S = 90.0
+"""A connection on which a ping has not been answered for so long is lost. A server that joins many
+conversations at once was seen silent for 40 s on two busy cores (0.34.12)."""
 _MESSAGE_BYTES = 64 * 1024 * 1024
 """A page of a long conversation is one message."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -37,6 +54,10 @@ _MISSING = re.compile(r"\b(Agent|Conversation) (\S+) not found")
 
 Scope = tuple[str, str]
 """Agent id and conversation id: whose events a watcher gets."""
+UNSCOPED: Scope = ("None", "None")
+"""The scope of what concerns no conversation."""
+
+log = logging.getLogger(__name__)
 
 
 def websocket_url(url: str) -> str:
@@ -50,11 +71,11 @@ def websocket_url(url: str) -> str:
 class Link:
     """A connection that is made when it is needed and made anew after it was lost."""
 
-    def __init__(self, url: str, token: str) -> None:
-        self._url, self._token = websocket_url(url), token
+    def __init__(self, url: str, token: str, silence_s: float = _SILENCE_S) -> None:
+        self._url, self._token, self._silence_s = websocket_url(url), token, silence_s
         self._socket: ClientConnection | None = None
         self._reader: asyncio.Task[None] | None = None
-        self._connecting = asyncio.Lock()
+        self._connecting: asyncio.Task[ClientConnection] | None = None
         self._numbers = itertools.count(1)
         self._pending: dict[str, asyncio.Future[Json]] = {}
         self._entries: dict[str, list[Json]] = {}
@@ -64,8 +85,11 @@ class Link:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, token: str) -> AsyncIterator[Link]:
-        link = cls(url, token)
+    async def open(
+        cls, url: str, token: str, *, silence_s: float = _SILENCE_S
+    ) -> AsyncIterator[Link]:
+        """After ``silence_s`` without an answer to a ping a connection counts as lost."""
+        link = cls(url, token, silence_s)
         try:
             yield link
         finally:
@@ -77,12 +101,12 @@ class Link:
         """The server's answer to one command; one that comes in parts is put together.
 
         ``key`` marks a command that changes something: if its answer is lost, whether it was
-        carried out is not known.
+        carried out is not known. ``timeout_s`` is for sending it and for its answer.
 
         Raises:
             NotFound: the agent or the conversation does not exist.
             Rejected: the server refused; the reason is its own.
-            Unavailable: not sent, or nothing was changed by it.
+            Unavailable: not sent, not taken, or nothing was changed by it.
             Uncertain: sent with a ``key``, and the answer was lost.
         """
         socket = await self._connected()
@@ -90,24 +114,25 @@ class Link:
         answer: asyncio.Future[Json] = asyncio.get_running_loop().create_future()
         self._pending[request_id] = answer
         try:
-            await self._write(socket, {"type": kind, "request_id": request_id, **fields})
             async with asyncio.timeout(timeout_s):
-                return _checked(await answer)
+                await self._write(socket, {"type": kind, "request_id": request_id, **fields}, key)
+                answered = await answer
         except TimeoutError:
-            raise _lost(key, f"it did not answer {kind} within {timeout_s:.0f} s") from None
-        except ConnectionClosed:
-            raise _lost(key, "the connection was lost") from None
+            raise _lost(key, f"it did not answer {kind} within {timeout_s:g} s") from None
         finally:
             self._pending.pop(request_id, None)
             self._entries.pop(request_id, None)
+        if answered.get("type") == LOST:
+            raise _lost(key, str(answered["reason"]))
+        return _checked(answered)
 
     async def send(self, kind: str, **fields: Any) -> None:
         """Sends a command that has no answer.
 
         Raises:
-            Unavailable: it was not sent.
+            Unavailable: it was not sent, or not whole.
         """
-        await self._write(await self._connected(), {"type": kind, **fields})
+        await self._write(await self._connected(), {"type": kind, **fields}, "")
 
     @contextmanager
     def watch(self, scope: Scope) -> Iterator[asyncio.Queue[Json]]:
@@ -121,21 +146,37 @@ class Link:
             if not self._watchers[scope]:
                 del self._watchers[scope]
 
-    async def _write(self, socket: ClientConnection, command: Json) -> None:
+    async def _write(self, socket: ClientConnection, command: Json, key: str) -> None:
+        if socket.state is not State.OPEN:
+            raise Unavailable("letta", "the connection was lost before the request")
         try:
-            await socket.send(json.dumps(command))
+            # A server that reads nothing makes this wait, and the pings, which nobody else ends.
+            async with asyncio.timeout(self._silence_s):
+                await socket.send(json.dumps(command))
+        except TimeoutError:
+            socket.transport.abort()
+            await socket.wait_closed()
+            raise _lost(key, f"it has read nothing for {self._silence_s:g} s") from None
         except ConnectionClosed:
-            raise Unavailable("letta", "the connection was lost before the request") from None
+            raise _lost(key, "the connection was lost") from None
 
     async def _connected(self) -> ClientConnection:
-        async with self._connecting:
-            if self._socket is not None and self._reader is not None and not self._reader.done():
-                return self._socket
-            await self._close()
-            self._socket = await self._connect()
-            self.connection_count += 1
-            self._reader = asyncio.create_task(self._read(self._socket), name="app-server-reader")
+        """The connection; whoever needs one while it is made gets what comes of that attempt."""
+        reading = self._reader is not None and not self._reader.done()
+        if self._socket is not None and self._socket.state is State.OPEN and reading:
             return self._socket
+        if self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.create_task(self._reconnect(), name="app-server-connecting")
+            # Those who waited for it may all be gone by the time it fails.
+            self._connecting.add_done_callback(lambda made: made.cancelled() or made.exception())
+        return await asyncio.shield(self._connecting)
+
+    async def _reconnect(self) -> ClientConnection:
+        await self._drop()
+        self._socket = socket = await self._connect()
+        self.connection_count += 1
+        self._reader = asyncio.create_task(self._read(socket), name="app-server-reader")
+        return socket
 
     async def _connect(self) -> ClientConnection:
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else None
@@ -144,8 +185,11 @@ class Link:
             return await connect(
                 self._url,
                 additional_headers=headers,
-                open_timeout=_OPEN_TIMEOUT_S,
+                open_timeout=min(_OPEN_TIMEOUT_S, self._silence_s),
+                close_timeout=_CLOSE_TIMEOUT_S,
                 max_size=_MESSAGE_BYTES,
+                ping_interval=min(_PING_S, self._silence_s),
+                ping_timeout=self._silence_s,
                 proxy=None if local else True,
             )
         except InvalidStatus as error:
@@ -165,43 +209,62 @@ class Link:
             raise Unavailable("letta", _why(error)) from None
 
     async def _read(self, socket: ClientConnection) -> None:
+        reason = "the connection was lost"
         try:
             async for text in socket:
-                message = json.loads(text)
-                if isinstance(message, dict):
+                try:
+                    message = json.loads(text)
+                except (ValueError, RecursionError):
+                    # What it was meant to say is lost; whoever waits for it ends by a deadline.
+                    log.warning("letta_frame_unreadable", extra={"size": len(text)})
+                    continue
+                if isinstance(message, dict) and isinstance(message.get("type"), str):
                     self._dispatch(message)
+                else:
+                    log.warning("letta_frame_strange", extra={"size": len(text)})
+        except ConnectionClosed as closed:
+            if closed.sent is not None and closed.sent.code == CloseCode.INTERNAL_ERROR:
+                # The library's close code for a ping that was not answered.
+                reason = f"it was silent for {self._silence_s:g} s"
         finally:
-            self._lose()
+            self._lose(reason)
 
     def _dispatch(self, message: Json) -> None:
-        request_id = str(message.get("request_id") or "")
-        answer = self._pending.get(request_id)
-        if answer is not None and message.get("type") != "control_request":
+        request_id = message.get("request_id")
+        answer = self._pending.get(request_id) if isinstance(request_id, str) else None
+        if isinstance(request_id, str) and answer and message["type"] != "control_request":
             parts = self._entries.setdefault(request_id, [])
-            parts.extend(message.get("entries") or ())
+            entries = message.get("entries")
+            parts.extend(entries if isinstance(entries, list) else ())
             if message.get("done", True) and not answer.done():
                 answer.set_result({**message, "entries": parts} if parts else message)
-        runtime = message.get("runtime") or message
-        scope = (str(runtime.get("agent_id")), str(runtime.get("conversation_id")))
+        runtime = message.get("runtime")
+        named = runtime if isinstance(runtime, dict) else message
+        scope = (str(named.get("agent_id")), str(named.get("conversation_id")))
         for queue in self._watchers.get(scope, ()):
             queue.put_nowait(message)
 
-    def _lose(self) -> None:
+    def _lose(self, reason: str) -> None:
+        lost = {"type": LOST, "reason": reason}
         for answer in self._pending.values():
             if not answer.done():
-                answer.set_exception(ConnectionClosed(None, None))
+                answer.set_result(lost)
         for queue in itertools.chain.from_iterable(self._watchers.values()):
-            queue.put_nowait({"type": LOST})
+            queue.put_nowait(lost)
 
     async def _close(self) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait([self._connecting])
+        await self._drop()
+
+    async def _drop(self) -> None:
         socket, self._socket = self._socket, None
         reader, self._reader = self._reader, None
         if socket is not None:
             await socket.close()
         if reader is not None:
-            # It ends with the socket; a torn frame or connection has told its waiters already.
-            with contextlib.suppress(ConnectionClosed, ValueError):
-                await reader
+            await reader  # it ends with the socket
 
 
 def _checked(answer: Json) -> Json:
@@ -211,7 +274,10 @@ def _checked(answer: Json) -> Json:
     missing = _MISSING.search(reason)
     if missing:
         raise NotFound(missing[1].lower(), missing[2])
-    raise Rejected("letta", reason)
+    if answer.get("success", True):
+        # It did not take an input: its disk is slow, its list of inputs full, it is stopping.
+        raise Unavailable("letta", reason, foreign=True)
+    raise Rejected("letta", reason, foreign=True)
 
 
 def _lost(key: str, reason: str) -> Unavailable | Uncertain:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,16 @@ from homeroom.errors import (
 )
 from homeroom.letta.answer import Answer
 from homeroom.letta.wire import Http, SilenceLimit, Sought, text_of
-from homeroom.model import Agent, AgentId, Block, Capabilities, ConversationId, Turn
+from homeroom.model import (
+    Agent,
+    AgentId,
+    Block,
+    Capabilities,
+    ConversationId,
+    Exchange,
+    Turn,
+)
+from homeroom.reading import Recall
 
 if TYPE_CHECKING:
     from homeroom.letta import OnDelta
@@ -35,6 +44,11 @@ CHAT_KEY = "X-Letta-Chat-Key"
 _NO_MEMORY = (
     "This Letta is reached through the OpenAI protocol, which has no memory. "
     f"Point {variable_of('letta_url')} at the App Server or the REST API itself."
+)
+_NO_HISTORY = (
+    "This Letta is reached through the OpenAI protocol, which does not tell what was said before. "
+    f"Point {variable_of('letta_url')} at the App Server or the REST API itself, or set "
+    f"{variable_of('history_count')} to 0."
 )
 
 
@@ -66,7 +80,9 @@ class OpenAIProxyLetta:
                     "names a server that lists no agents at /v1/models",
                     EXAMPLES["letta_url"],
                 )
-            yield cls(http, await _capabilities(http), config.turn_silence_s)
+            capabilities = await _capabilities(http)
+            http.is_opening = False
+            yield cls(http, capabilities, config.turn_silence_s)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -124,6 +140,8 @@ class OpenAIProxyLetta:
                 async for frame in frames:
                     limit.heard()
                     if frame.failed:
+                        if answer.text:
+                            raise Uncertain("letta", key, "the run failed in mid-answer")
                         raise _failed(frame.data)
                     _take(answer, frame.data)
         if not answer.stop_reason:
@@ -131,8 +149,9 @@ class OpenAIProxyLetta:
         return Turn(answer.text, answer.stop_reason, answer.run_id)
 
     async def find_turn(
-        self, agent_id: AgentId, *, conversation: ConversationId | None, key: str, text: str
-    ) -> Turn | None:
+        self, agent_id: AgentId, *, conversation: ConversationId | None, key: str, text: str,
+        begun_ms: int = 0,
+    ) -> Turn | None:  # fmt: skip
         """Always raises Uncertain: the protocol cannot look a message up again."""
         raise Uncertain("letta", key, "the OpenAI protocol cannot look a message up")
 
@@ -140,10 +159,19 @@ class OpenAIProxyLetta:
         """Always False: the protocol cannot stop a run."""
         return False
 
+    async def run_changes(self, on_change: Callable[[], None]) -> None:
+        """Returns: this protocol tells of no change by itself."""
+
     async def list_blocks(self, agent_id: AgentId) -> list[Block]:
         raise Unsupported(_NO_MEMORY)
 
     async def write_block(self, agent_id: AgentId, label: str, value: str) -> Block:
+        raise Unsupported(_NO_MEMORY)
+
+    async def list_history(self, agent_id: AgentId, limit: int) -> list[Exchange]:
+        raise Unsupported(_NO_HISTORY)
+
+    async def search_passages(self, agent_id: AgentId, query: str, limit: int) -> Recall:
         raise Unsupported(_NO_MEMORY)
 
 
@@ -161,7 +189,7 @@ async def _capabilities(http: Http) -> Capabilities:
     # the agent's one thread, where two at a time would lose context.
     try:
         info = await http.request("GET", "/app-server-info", sought=Sought("path", "info"))
-    except (NotFound, Rejected):
+    except (NotFound, Rejected, ConfigError):
         return Capabilities(backend="openai")
     version = str(info.get("version") or "") if isinstance(info, dict) else ""
     return Capabilities(backend="openai", version=version, conversations=True)

@@ -15,17 +15,18 @@ import httpx
 
 from homeroom.config import EXAMPLES, Config, variable_of
 from homeroom.errors import ConfigError, Rejected, Unavailable
+from homeroom.letta.absence import Absence
 from homeroom.letta.openai_proxy import OpenAIProxyLetta, is_model_list
 from homeroom.letta.rest import RestLetta
 from homeroom.letta.wire import (
     CONNECT_S,
     authorization,
-    failure,
     http_url,
     is_loopback,
     lost,
     retry_after,
     trusted_roots,
+    wrong_token,
 )
 from homeroom.model import BackendName
 
@@ -38,7 +39,7 @@ _CLOUD_HOST = "api.letta.com"
 
 
 @asynccontextmanager
-async def connect(config: Config) -> AsyncIterator[Letta]:
+async def connect(config: Config, absence: Absence | None = None) -> AsyncIterator[Letta]:
     """The back end that ``config.letta_backend`` names, or the one that ``auto`` finds.
 
     Raises:
@@ -47,12 +48,12 @@ async def connect(config: Config) -> AsyncIterator[Letta]:
         ConfigError: what answers is no Letta.
     """
     named = config.letta_backend
-    backend = await find_backend(config) if named == "auto" else named
-    async with _open(backend, config) as letta:
+    backend = await find_backend(config, absence) if named == "auto" else named
+    async with _open(backend, config, absence) as letta:
         yield letta
 
 
-async def find_backend(config: Config) -> BackendName:
+async def find_backend(config: Config, absence: Absence | None = None) -> BackendName:
     """The protocol that the server at ``config.letta_url`` speaks.
 
     An App Server that also lists its agents as models is an App Server: that way has memory.
@@ -77,9 +78,13 @@ async def find_backend(config: Config) -> BackendName:
         for path, backend in _QUESTIONS:
             try:
                 response = await client.get(path)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
+                if absence:
+                    absence.note_lost(error)
                 raise lost(error, None) from error
             if response.status_code == 429 or response.status_code >= 500:
+                if absence:
+                    absence.note_answer(response.status_code, is_json=False)
                 reason = f"it answered {response.status_code}"
                 raise Unavailable("letta", reason, retry_after(response.headers))
             statuses.append(response.status_code)
@@ -109,9 +114,7 @@ def _recognises(backend: BackendName, response: httpx.Response) -> bool:
 def _no_letta(statuses: list[int]) -> ConfigError | Rejected:
     refused = next((status for status in statuses if status in (401, 403)), None)
     if refused:
-        error = failure(refused, None, {})
-        assert isinstance(error, Rejected)
-        return error
+        return wrong_token(refused)
     answers = ", ".join(str(status) for status in dict.fromkeys(statuses))
     return ConfigError(
         variable_of("letta_url"),
@@ -120,9 +123,11 @@ def _no_letta(statuses: list[int]) -> ConfigError | Rejected:
     )
 
 
-def _open(backend: BackendName, config: Config) -> AbstractAsyncContextManager[Letta]:
+def _open(
+    backend: BackendName, config: Config, absence: Absence | None
+) -> AbstractAsyncContextManager[Letta]:
     if backend == "rest":
-        return RestLetta.open(config)
+        return RestLetta.open(config, absence)
     if backend == "openai":
         return OpenAIProxyLetta.open(config)
     from homeroom.letta.app_server import AppServerLetta

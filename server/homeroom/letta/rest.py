@@ -7,12 +7,9 @@ message is posted once per ``turn`` and carries its key as ``otid``, which is ho
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from homeroom.config import EXAMPLES, Config, variable_of
 from homeroom.errors import (
@@ -23,9 +20,21 @@ from homeroom.errors import (
     Unavailable,
     Uncertain,
 )
+from homeroom.letta.absence import Absence
 from homeroom.letta.answer import Answer
+from homeroom.letta.past import exchanges_of
+from homeroom.letta.runs import HISTORY_PAGES, PAGE_COUNT, Runs, quoted
 from homeroom.letta.wire import Frame, Http, SilenceLimit, Sought, agent_of, model_failure
-from homeroom.model import Agent, AgentId, Block, Capabilities, ConversationId, Turn
+from homeroom.model import (
+    Agent,
+    AgentId,
+    Block,
+    Capabilities,
+    ConversationId,
+    Exchange,
+    Turn,
+)
+from homeroom.reading import Passage, Recall
 
 if TYPE_CHECKING:
     from homeroom.letta import OnDelta
@@ -33,23 +42,8 @@ if TYPE_CHECKING:
 SDK_VERSION = "1.12.1"
 """Any value makes the server treat us as a current client; without it agent lists carry every
 relationship of every agent and streaming is refused."""
-PAGE_COUNT = 100
 _LIST_ATTEMPTS = 3
-HISTORY_PAGES = 10
-"""How far back a message is looked for: 1,000 rows. Turns of a conversation come one at a time, so
-the one looked for is among the newest unless other clients wrote that much since."""
-POLL_S = 0.5
-SETTLE_S = 1.0
-"""A request that broke off may still be on its way to becoming a run."""
 _FAILED_STOPS = frozenset({"error", "llm_api_error", "invalid_llm_response"})
-
-
-@dataclass(frozen=True, slots=True)
-class _Recorded:
-    """A message that Letta's history holds, with what the agent has answered so far."""
-
-    run_id: str
-    answer: Answer
 
 
 class RestLetta:
@@ -58,10 +52,11 @@ class RestLetta:
     def __init__(self, http: Http, capabilities: Capabilities, silence_s: float) -> None:
         self._http, self._silence_s = http, silence_s
         self._capabilities = capabilities
+        self._runs = Runs(http, capabilities, silence_s)
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, config: Config) -> AsyncIterator[RestLetta]:
+    async def open(cls, config: Config, absence: Absence | None = None) -> AsyncIterator[RestLetta]:
         """Connects, checks the token and asks what the server can do.
 
         Raises:
@@ -70,8 +65,10 @@ class RestLetta:
             ConfigError: what answers is no Letta with a REST API.
         """
         headers = {"X-Stainless-Package-Version": SDK_VERSION}
-        async with Http.open(config, headers) as http:
-            yield cls(http, await _capabilities(http), config.turn_silence_s)
+        async with Http.open(config, headers, absence) as http:
+            capabilities = await _capabilities(http)
+            http.is_opening = False
+            yield cls(http, capabilities, config.turn_silence_s)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -113,7 +110,7 @@ class RestLetta:
     async def get_agent(self, agent_id: AgentId) -> Agent:
         found = await self._http.request(
             "GET",
-            f"/v1/agents/{_quoted(agent_id)}",
+            f"/v1/agents/{quoted(agent_id)}",
             params={"include": "agent.tags"},
             sought=Sought("agent", agent_id),
         )
@@ -145,7 +142,7 @@ class RestLetta:
         """See the protocol. Letta's keep-alives prove that the server lives, not that the agent
         does: they do not count as speech, but a run that was cancelled elsewhere shows by them.
         """
-        place, sought = self._place(agent_id, conversation)
+        place, sought = self._runs.place(agent_id, conversation)
         body = {
             "messages": [{"role": "user", "content": text, "otid": key}],
             "streaming": True,
@@ -174,7 +171,7 @@ class RestLetta:
         if first or not self._capabilities.finds_turns or not answer.run_id:
             return False
         try:
-            run = await self._run(answer.run_id)
+            run = await self._runs.get(answer.run_id)
         except (Unavailable, Rejected):
             return False  # a side question: the stream itself will tell how the turn ends
         return bool(run.get("status") == "cancelled")
@@ -190,120 +187,33 @@ class RestLetta:
             # Token streams of the older agent types carry thoughts only (seen on 0.16.8); what
             # the agent said is in the history.
             try:
-                recorded = await self._recorded(agent_id, conversation, key)
-            except Unavailable as error:
-                raise Uncertain("letta", key, error.reason) from error
+                recorded = await self._runs.recorded(agent_id, conversation, key)
+            except HomeroomError as error:
+                # Whatever this question came to, the turn itself has ended.
+                reason = "its answer could not be read afterwards"
+                raise Uncertain("letta", key, reason) from error
             if recorded:
                 answer.say(recorded.answer.text, None)
         return Turn(answer.text, answer.stop_reason, answer.run_id)
 
     async def find_turn(
-        self, agent_id: AgentId, *, conversation: ConversationId | None, key: str, text: str
+        self,
+        agent_id: AgentId,
+        *,
+        conversation: ConversationId | None,
+        key: str,
+        text: str,
+        begun_ms: int = 0,
     ) -> Turn | None:
-        """See the protocol. How it can know, measured on 0.16.8: the history keeps the ``otid`` of
-        a message and names its run, but shows it only when the first step of the run is over;
-        until then there is a run of this conversation that has not ended. A failed or cancelled
-        run leaves no message unless a tool had run.
-
-        A server that was killed leaves its runs "running" for ever: after the silence limit they
-        are Uncertain, and ``cancel`` clears them.
-        """
         del text  # the otid is exact
-        clock = asyncio.get_running_loop().time
-        seen: object = None
-        silent_until, settled = clock() + self._silence_s, False
-        while True:
-            # Runs before history: one that ends between the two is then in the history.
-            active = await self._active_runs(agent_id, conversation)
-            found = await self._recorded(agent_id, conversation, key)
-            if found and found.run_id not in active:
-                return await self._recorded_turn(found, key)
-            if not found and not active:
-                if not self._capabilities.finds_turns:
-                    raise Uncertain("letta", key, "this version does not tell what is running")
-                if settled:
-                    return None
-                settled = True
-                await asyncio.sleep(SETTLE_S)
-                continue
-            if seen != (now := (sorted(active), len(found.answer.text) if found else -1)):
-                seen, silent_until = now, clock() + self._silence_s
-            if clock() > silent_until:
-                raise Uncertain("letta", key, f"a run is silent for {self._silence_s:.0f} s")
-            await asyncio.sleep(POLL_S)
-
-    async def _recorded_turn(self, found: _Recorded, key: str) -> Turn:
-        if not self._capabilities.finds_turns:
-            if not found.answer.text:
-                raise Uncertain("letta", key, "it took the message and has no answer yet")
-            return Turn(found.answer.text)
-        stop_reason = "end_turn"
-        if found.run_id:
-            stop_reason = str((await self._run(found.run_id)).get("stop_reason") or stop_reason)
-        return Turn(found.answer.text, stop_reason, found.run_id)
-
-    async def _run(self, run_id: str) -> dict[str, Any]:
-        try:
-            run = await self._http.request(
-                "GET", f"/v1/runs/{_quoted(run_id)}", sought=Sought("run", run_id)
-            )
-        except NotFound:
-            return {}
-        return run if isinstance(run, dict) else {}
-
-    async def _active_runs(
-        self, agent_id: AgentId, conversation: ConversationId | None
-    ) -> list[str]:
-        """Ids of the runs of this conversation that have not ended."""
-        if not self._capabilities.finds_turns:
-            return []
-        runs = await self._http.request(
-            "GET",
-            "/v1/runs/",
-            params={"agent_id": agent_id, "active": "true", "limit": PAGE_COUNT},
-            sought=Sought("agent", agent_id),
-        )
-        return [
-            str(run["id"])
-            for run in runs
-            if (run.get("conversation_id") or "default") == (conversation or "default")
-        ]
-
-    async def _recorded(
-        self, agent_id: AgentId, conversation: ConversationId | None, key: str
-    ) -> _Recorded | None:
-        """The message with this ``otid`` and what followed it, from the newest pages."""
-        place, sought = self._place(agent_id, conversation)
-        newer: list[dict[str, Any]] = []
-        params: dict[str, str | int] = {"limit": PAGE_COUNT, "order": "desc"}
-        for _ in range(HISTORY_PAGES):
-            page = await self._http.request(
-                "GET", f"{place}/messages", params=params, sought=sought
-            )
-            if not page:
-                return None
-            # A conversation's page is newest first, an agent's page oldest first.
-            newest_first = page if place.startswith("/v1/conversations/") else page[::-1]
-            for message in newest_first:
-                if message.get("otid") == key and message.get("message_type") == "user_message":
-                    run_id = str(message.get("run_id") or "")
-                    return _Recorded(run_id, _answer_after(run_id, reversed(newer)))
-                newer.append(message)
-            params["before"] = str(newest_first[-1]["id"])
-        return None
+        return await self._runs.find_turn(agent_id, conversation, key, begun_ms)
 
     async def cancel(self, agent_id: AgentId, conversation: ConversationId | None) -> bool:
-        runs = await self._active_runs(agent_id, conversation)
-        if not runs:
-            return False
-        # By id: without ids Letta cancels the agent's runs of all conversations.
-        results = await self._http.request(
-            "POST",
-            f"/v1/agents/{_quoted(agent_id)}/messages/cancel",
-            body={"run_ids": runs},
-            sought=Sought("agent", agent_id),
-        )
-        return "cancelled" in results.values() if isinstance(results, dict) else bool(results)
+        runs = await self._runs.active(agent_id, conversation)
+        return await self._runs.cancel(agent_id, [run.id for run in runs])
+
+    async def run_changes(self, on_change: Callable[[], None]) -> None:
+        """Returns: this protocol tells of no change by itself."""
 
     async def list_blocks(self, agent_id: AgentId) -> list[Block]:
         return [_block(raw) for raw in await self._raw_blocks(agent_id)]
@@ -311,7 +221,7 @@ class RestLetta:
     async def _raw_blocks(self, agent_id: AgentId) -> list[dict[str, Any]]:
         blocks: list[dict[str, Any]] = await self._http.request(
             "GET",
-            f"/v1/agents/{_quoted(agent_id)}/core-memory/blocks",
+            f"/v1/agents/{quoted(agent_id)}/core-memory/blocks",
             sought=Sought("agent", agent_id),
         )
         return blocks
@@ -325,18 +235,48 @@ class RestLetta:
         # By the block's own id: no quoting carries a label with a slash through to the server.
         written = await self._http.request(
             "PATCH",
-            f"/v1/blocks/{_quoted(str(blocks[label]['id']))}",
+            f"/v1/blocks/{quoted(str(blocks[label]['id']))}",
             body={"value": value},
             sought=Sought("memory block", label),
             key=label,
         )
         return _block(written)
 
-    def _place(self, agent_id: AgentId, conversation: ConversationId | None) -> tuple[str, Sought]:
-        if conversation and self._capabilities.conversations:
-            path = f"/v1/conversations/{_quoted(conversation)}"
-            return path, Sought("conversation", conversation)
-        return f"/v1/agents/{_quoted(agent_id)}", Sought("agent", agent_id)
+    async def list_history(self, agent_id: AgentId, limit: int) -> list[Exchange]:
+        """See the protocol. No further back than ``HISTORY_PAGES`` pages."""
+        place, sought = self._runs.place(agent_id, None)
+        found: list[dict[str, Any]] = []
+        params: dict[str, str | int] = {"limit": PAGE_COUNT, "order": "desc"}
+        for _ in range(HISTORY_PAGES):
+            page = await self._http.request(
+                "GET", f"{place}/messages", params=params, sought=sought
+            )
+            if not page:
+                break
+            found = [*page, *found]  # the newest page comes first, and each is oldest first
+            # One more than asked for: the oldest may begin in the page before.
+            if len(exchanges := exchanges_of(found, limit + 1)) > limit:
+                return exchanges[-limit:]
+            params["before"] = str(page[0]["id"])
+        return exchanges_of(found, limit)
+
+    async def search_passages(self, agent_id: AgentId, query: str, limit: int) -> Recall:
+        """See the protocol. Of an agent without an embedding model Letta looks for the words
+        themselves (seen on 0.16.8), and so do we where its search fails or is not there."""
+        sought = Sought("agent", agent_id)
+        place = f"/v1/agents/{quoted(agent_id)}"
+        agent = await self._http.request("GET", place, sought=sought)
+        by_meaning = bool(agent.get("embedding") or agent.get("embedding_config"))
+        path = f"{place}/archival-memory"
+        params: dict[str, str | int] = {"query": query, "top_k": limit}
+        try:
+            body = await self._http.request("GET", f"{path}/search", params=params, sought=sought)
+        except (NotFound, Rejected, Unavailable):
+            params = {"search": query, "limit": limit}
+            found = await self._http.request("GET", path, params=params, sought=sought)
+            return Recall("text", _passages(found, "text"))
+        results = body.get("results") if isinstance(body, dict) else None
+        return Recall("semantic" if by_meaning else "text", _passages(results, "content"))
 
 
 async def _capabilities(http: Http) -> Capabilities:
@@ -366,13 +306,14 @@ async def _capabilities(http: Http) -> Capabilities:
         memory=True,
         cancel=True,
         finds_turns=await _has(http, "/v1/runs/"),
+        history=True,
     )
 
 
 async def _version(http: Http) -> str:
     try:
         health = await http.request("GET", "/v1/health/", sought=Sought("path", "health"))
-    except NotFound:
+    except (NotFound, ConfigError):
         return ""  # a gateway may keep it to itself
     return str(health.get("version") or "") if isinstance(health, dict) else ""
 
@@ -381,7 +322,7 @@ async def _has(http: Http, path: str) -> bool:
     """Whether this version of Letta knows the path."""
     try:
         await http.request("GET", path, params={"limit": 1}, sought=Sought("path", path))
-    except (NotFound, Rejected):
+    except (NotFound, Rejected, ConfigError):
         return False
     return True
 
@@ -401,18 +342,6 @@ def _half_done(error: HomeroomError, answer: Answer, key: str) -> HomeroomError:
     return error
 
 
-def _answer_after(run_id: str, later: Iterable[dict[str, Any]]) -> Answer:
-    answer = Answer()
-    for message in later:
-        if run_id and message.get("run_id") != run_id:
-            continue
-        if not run_id and message.get("message_type") == "user_message":
-            break  # servers that name no run: the next message begins the next turn
-        answer.take(message)
-    answer.finish()
-    return answer
-
-
 def _block(raw: dict[str, Any]) -> Block:
     return Block(
         label=str(raw.get("label") or ""),
@@ -423,5 +352,10 @@ def _block(raw: dict[str, Any]) -> Block:
     )
 
 
-def _quoted(part: str) -> str:
-    return quote(part, safe="")
+def _passages(raw: object, text: str) -> tuple[Passage, ...]:
+    found = raw if isinstance(raw, list) else []
+    return tuple(
+        Passage(str(entry.get("id") or ""), str(entry.get(text) or ""))
+        for entry in found
+        if isinstance(entry, dict)
+    )

@@ -6,7 +6,6 @@ many others speak in the same conversation.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -69,9 +68,10 @@ class Run:
         runs: Mapping[str, list[str]] | None = None,
     ) -> None:
         self.id = message_id
-        self.consumer_id = consumer_id(message_id)
         self.begun = False
         """The server was seen working in this conversation."""
+        self.waiting = False
+        """It stands in the server's queue, behind another's turn."""
         self.ended = ""
         """The stop reason, once there is one."""
         self.aborted = False
@@ -94,8 +94,8 @@ class Run:
                 self.begun = self.begun or status.get("status") != _IDLE
                 self._claim(status.get("client_message_ids_by_run_id") or {})
             case "update_queue":
-                waiting = [item["client_message_id"] for item in event["queue"]]
-                self.begun = self.begun or self.id in waiting
+                self.waiting = self.id in [item["client_message_id"] for item in event["queue"]]
+                self.begun = self.begun or self.waiting
             case "turn_finished":
                 self._see_end(event)
             case "abort_message_response" if event.get("aborted"):
@@ -123,9 +123,8 @@ class Run:
 
     def _see_end(self, event: Json) -> None:
         run = str(event.get("run_id") or "")
-        if self.consumer_id in event.get("terminal_consumer_ids", ()) or (
-            run and run in self._runs
-        ):
+        # A turn that is refused a run names none. One turn is up at a time: ours, unless it waits.
+        if run in self._runs or not (run or self.waiting):
             self.ended, self._run_id = str(event.get("stop_reason") or "end_turn"), run
             self._error = self._error or str(event.get("error") or "")
 
@@ -150,18 +149,12 @@ class Run:
         return Turn(joined(self._texts.values()), self.ended, self._run_id)
 
 
-def consumer_id(message_id: str) -> str:
-    """The name under which the end of a message's turn is told: the server takes only some
-    characters there, and does not answer at all to others."""
-    return "homeroom-" + hashlib.sha256(message_id.encode()).hexdigest()[:32]
-
-
 def model_error(error: str) -> Unavailable | Rejected:
     """A language model's error as the server quotes it: ``401: {...}``, or a few words. The
     provider's own message stays out: it may quote the conversation or a key."""
     status = re.match(r"\D{0,60}\b([45]\d\d)\b", error)
     if status is None:
-        return Unavailable("model", error if _WORDS.fullmatch(error) else "")
+        return Unavailable("model", error if _WORDS.fullmatch(error) else "", foreign=True)
     reason = f"it answered HTTP {status[1]}"
     if status[1] < "500" and status[1] not in _PASSING:
         return Rejected("model", reason, status[1])

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import httpx
 from httpx_sse import EventSource
 
-from homeroom.config import Config, variable_of
+from homeroom.config import EXAMPLES, Config, variable_of
 from homeroom.errors import (
     ConfigError,
     HomeroomError,
@@ -31,6 +31,7 @@ from homeroom.errors import (
     Unavailable,
     Uncertain,
 )
+from homeroom.letta.absence import NO_CONNECTION, Absence
 from homeroom.model import Agent, AgentId, encodable
 
 CONNECT_S = 10.0
@@ -41,6 +42,7 @@ _REASON_CHARS = 200
 """A reason is read by a person in a chat room."""
 
 _WRONG_TOKEN = f"set {variable_of('letta_token')} to Letta's password or API key, it takes no other"
+_PAGE = "a page came instead of its answer ({status}), probably from a proxy before it"
 _FINAL_MODEL_CODES = frozenset({"400", "401", "402", "403", "404", "422"})
 """What a provider answers when repeating the request cannot help."""
 
@@ -64,12 +66,20 @@ class Sought:
 class Http:
     """Requests to one Letta, without retries, raising only errors of ``homeroom.errors``."""
 
-    def __init__(self, client: httpx.AsyncClient, turns: httpx.AsyncClient) -> None:
+    def __init__(
+        self, client: httpx.AsyncClient, turns: httpx.AsyncClient, absence: Absence | None = None
+    ) -> None:
         self._client, self._turns = client, turns
+        self.absence = absence or Absence()
+        self.is_opening = True
+        """Nothing has shown yet that this is a Letta: a page instead of an answer is a wrong
+        address then, and later a proxy whose Letta is away."""
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, config: Config, headers: Mapping[str, str]) -> AsyncIterator[Http]:
+    async def open(
+        cls, config: Config, headers: Mapping[str, str], absence: Absence | None = None
+    ) -> AsyncIterator[Http]:
         """A client for ``config.letta_url``; a trailing ``/v1`` of the URL is not repeated.
 
         Raises:
@@ -91,7 +101,7 @@ class Http:
             httpx.AsyncClient(timeout=timeout, **common) as client,
             httpx.AsyncClient(timeout=patient, limits=alone, **common) as turns,
         ):
-            yield cls(client, turns)
+            yield cls(client, turns, absence)
 
     async def request(
         self,
@@ -112,16 +122,24 @@ class Http:
             NotFound: Letta does not know ``sought``.
             Unavailable, Rejected: as the taxonomy has it.
             Uncertain: the connection was lost after the request had been sent (with ``key``).
+            ConfigError: what answers while we are opening is no Letta.
         """
         try:
             response = await self._client.request(method, path, params=params, json=body)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
+            self.absence.note_lost(error)
             raise lost(error, key) from error
         content = _json_or_none(response.content)
+        self._note(response, content)
+        if self.is_opening and _is_foreign(response.status_code, content, response.content):
+            raise _no_letta(response.status_code)
         if not response.is_success:
             raise failure(response.status_code, content, response.headers, sought, key)
         if content is None:
-            raise Rejected("letta", "the answer is no JSON", str(response.status_code))
+            if _is_page(response.content):
+                raise Unavailable("letta", _PAGE.format(status=response.status_code))
+            reason = "half of its answer is missing"
+            raise Uncertain("letta", key, reason) if key else Unavailable("letta", reason)
         return content
 
     @asynccontextmanager
@@ -145,11 +163,18 @@ class Http:
             async with self._turns.stream("POST", path, json=body, headers=headers) as response:
                 if not response.is_success:
                     content = _json_or_none(await response.aread())
+                    self._note(response, content)
                     raise failure(response.status_code, content, response.headers, sought, key)
+                self._note(response, response.headers)
                 async with aclosing(_frames(response, key)) as frames:
                     yield frames
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
+            self.absence.note_lost(error)
             raise lost(error, key) from error
+
+    def _note(self, response: httpx.Response, content: object) -> None:
+        date = response.headers.get("date", "")
+        self.absence.note_answer(response.status_code, is_json=content is not None, date=date)
 
 
 async def _frames(response: httpx.Response, key: str) -> AsyncGenerator[Frame, None]:
@@ -158,9 +183,15 @@ async def _frames(response: httpx.Response, key: str) -> AsyncGenerator[Frame, N
         content = _json_or_none(await response.aread())
         if not isinstance(content, dict):
             raise Uncertain("letta", key, "what it answered is no JSON")
+        if isinstance(content.get("choices"), list):
+            yield Frame(content)  # OpenAI's protocol: one document that is the whole answer
+            return
         messages = content.get("messages")
-        for message in messages if isinstance(messages, list) else []:
-            yield Frame(message)
+        if not isinstance(messages, list):
+            raise Uncertain("letta", key, "what it answered is no turn")
+        for message in messages:
+            if isinstance(message, dict):
+                yield Frame(message)
         stop = content.get("stop_reason")
         yield Frame(stop if isinstance(stop, dict) else {"message_type": "stop_reason"})
         return
@@ -280,8 +311,9 @@ def _short(text: str) -> str:
     return line if len(line) <= _REASON_CHARS else line[: _REASON_CHARS - 1] + "…"
 
 
-def lost(error: httpx.TransportError, key: str | None) -> HomeroomError:
-    """What a broken connection means: Unavailable before anything was sent, else Uncertain."""
+def lost(error: httpx.RequestError, key: str | None) -> HomeroomError:
+    """What a broken connection, or an answer that cannot be unpacked, means: Unavailable before
+    anything was sent, else Uncertain."""
     never_sent = (
         httpx.ConnectError,
         httpx.ConnectTimeout,
@@ -292,7 +324,7 @@ def lost(error: httpx.TransportError, key: str | None) -> HomeroomError:
     )
     if isinstance(error, never_sent):
         refused = "its certificate is not trusted" if "CERTIFICATE" in str(error) else ""
-        return Unavailable("letta", refused or "no connection could be made")
+        return Unavailable("letta", refused or NO_CONNECTION)
     if key is None:
         return Unavailable("letta", "the connection was lost")
     return Uncertain("letta", key, "the connection was lost")
@@ -305,19 +337,25 @@ def failure(
     sought: Sought | None = None,
     key: str | None = None,
 ) -> HomeroomError:
-    """What an HTTP status other than success means."""
+    """What an HTTP status other than success means.
+
+    Letta says why in a JSON object. Whatever else comes is a page of a proxy before it: behind a
+    4xx of one the message was not taken, behind a 5xx nobody knows.
+    """
     reason, code = reason_of(body), str(status)
     if isinstance(body, dict) and (told := _told_failure(body)):
         return told
+    if 400 <= status < 500 and not isinstance(body, dict):
+        return Unavailable("letta", _PAGE.format(status=status), retry_after(headers))
     if status in (401, 403):
-        return Rejected("letta", _WRONG_TOKEN, code)
+        return wrong_token(status)
     if sought and (status == 404 or "pattern" in reason):
         return NotFound(sought.kind, sought.name)
     if status == 409:
         return Unavailable("letta", "it is busy with another message of this conversation")
     if status in (408, 429, 503):
         return Unavailable("letta", f"it answered {code}", retry_after(headers))
-    if status in (502, 504) and key is not None:
+    if key is not None and (status in (502, 504) or (status > 499 and not isinstance(body, dict))):
         # A gateway says this; whether Letta behind it has the message is anybody's guess.
         return Uncertain("letta", key, f"a gateway before it answered {code}")
     if status >= 500:
@@ -325,7 +363,33 @@ def failure(
     if 300 <= status < 400:
         url = variable_of("letta_url")
         return Rejected("letta", f"it sends us to another address; set {url} to that one", code)
-    return Rejected("letta", reason or "it gave no reason", code)
+    return Rejected("letta", reason or "it gave no reason", code, foreign=bool(reason))
+
+
+def wrong_token(status: int) -> Rejected:
+    """Letta does not accept our token."""
+    return Rejected("letta", _WRONG_TOKEN, str(status))
+
+
+def _is_foreign(status: int, content: object, raw: bytes) -> bool:
+    """Whether an answer cannot be from a Letta: a page, or a refusal that says nothing."""
+    if 400 <= status < 500:
+        return not isinstance(content, dict) and status not in (408, 429)
+    return status < 300 and content is None and _is_page(raw)
+
+
+def _is_page(raw: bytes) -> bool:
+    """Whether it is no JSON, not even half of it."""
+    return raw.lstrip()[:1] not in (b"{", b"[")
+
+
+def _no_letta(status: int) -> ConfigError:
+    what = f"names a server that answers with a page of its own ({status}), which no Letta does;"
+    return ConfigError(
+        variable_of("letta_url"),
+        f"{what} look whether a proxy wants a login there, or give Letta's own address",
+        EXAMPLES["letta_url"],
+    )
 
 
 def _told_failure(body: Mapping[str, Any]) -> HomeroomError | None:
