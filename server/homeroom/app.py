@@ -8,81 +8,75 @@ raises); a service that is away does not: it is connected to again, and calls sa
 from __future__ import annotations
 
 import logging
-import os
-import secrets
-import socket
-import sys
+import math
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 import anyio
 
+from homeroom.asking import Asking, Question
 from homeroom.background import background
-from homeroom.claim import RETRY_CLAIM_S, HomeserverClaim
-from homeroom.config import Config, Registration, load_registration
-from homeroom.courtesy import Receipts
+from homeroom.bridge import Bridge
+from homeroom.chats import LOCAL_CALLER, is_chat_of
+from homeroom.config import Config
 from homeroom.deliveries import Deliveries
-from homeroom.directory import Directory, block_after_edit
-from homeroom.errors import (
-    HomeroomError,
-    LeaseLost,
-    LimitExceeded,
-    Misuse,
-    Rejected,
-    Unavailable,
-    Unsupported,
-)
-from homeroom.intake import IntakeState, run_intake
+from homeroom.directory import Directory
+from homeroom.errors import NotFound, Unavailable
+from homeroom.health import Health
+from homeroom.items import CaughtUp, ItemState, ParkedPage, Priority, ReplyView, Story
 from homeroom.letta import Letta, open_letta
-from homeroom.mailbox import POSTS_IN_FLIGHT, Mailbox
+from homeroom.letta.absence import Absence
+from homeroom.mailbox import Mailbox
 from homeroom.matrix import Matrix, open_matrix
-from homeroom.model import (
-    Agent,
+from homeroom.memory import Memory
+from homeroom.model import ItemId, RoomId, SyncProgress, SyncReport
+from homeroom.old_homes import Adoption, OldHome, dump_homes, read_adoptions
+from homeroom.people import check_askable
+from homeroom.progress import read_progress
+from homeroom.reading import (
     AgentPage,
-    Block,
-    ItemId,
-    ItemKind,
-    ItemState,
-    Parked,
-    ReplyView,
-    Story,
-    SyncReport,
+    AgentView,
+    Edit,
+    MemoryChange,
+    MemoryHits,
+    MemoryView,
+    RoomPage,
+    RoomTranscript,
+    Watched,
 )
-from homeroom.relay import Relay, chat_items, decide, held_notices, presence_items
+from homeroom.registration import Registration, load_registration
 from homeroom.reports import (
     SyncStatus,
-    dump_error,
-    dump_report,
-    health_of,
+    raise_refusal,
     read_report,
     read_status,
 )
+from homeroom.residence import Fault, RoomsReport
+from homeroom.rooms import Rooms
+from homeroom.rooms_report import examine_rooms, read_fixed, with_fixed
 from homeroom.service import Service
-from homeroom.store import Decide, Store, open_store
-from homeroom.sync import OnAction, Reconciler
+from homeroom.store import Store, open_store
+from homeroom.sync_run import OnAction
+from homeroom.watch import Watch
 
 log = logging.getLogger(__name__)
 
 OnProgress = Callable[[str], Awaitable[None]]
+OnSyncProgress = Callable[[SyncProgress | None], Awaitable[None]]
 
-LEASE_MS = 6_000
-"""A bridge that stopped renewing is replaced after this; a standby looks three times as often."""
-MESSAGE_LIMIT = 100_000
-"""Characters of one message to an agent."""
 TAIL_CHARS = 400
 """How much of an answer in the making is kept for those who follow it."""
 ANSWERS_FOLLOWED = 256
-HEALTH_FRESH_S = 10.0
-"""How long health relies on what Letta last said: it is asked by monitors, often."""
-HEALTH_LIMIT_S = 5.0
 SYNC_WAIT_S = 45.0
 """How long a tool waits for the reconciliation it asked for: LLM clients give up after 60 s."""
-
-DAY_S = 86_400.0
+SYNC_SILENCE_S = 5.0
+"""Whoever waits for a reconciliation hears of it so often at least: some count 10 s as lost."""
+IMPORT_WAIT_S = 600.0
+"""Thousands of rooms are looked at in a minute or two."""
 
 
 class App:
@@ -91,32 +85,25 @@ class App:
     def __init__(self, config: Config, store: Store, registration: Registration | None) -> None:
         self.config = config
         self._store, self._registration = store, registration
-        self._mailbox, self._deliveries = Mailbox(store), Deliveries(store)
-        self.letta = Service[Letta](partial(_open_known_letta, config), "letta")
+        self._mailbox = Mailbox(store)
+        self._deliveries = Deliveries(store, status_events=config.status_events)
+        self.letta = Service[Letta](partial(_open_known_letta, config, Absence()), "letta")
         self.matrix: Service[Matrix] | None = None
         if registration:
             self.matrix = Service[Matrix](
                 partial(_open_checked_matrix, config, registration), "matrix"
             )
-        self._reconciler = Reconciler(
-            config, store, self.letta.get, self._get_matrix, presence_items
-        )
+        self.bridge = Bridge(config, store, self.letta, self.matrix, self._note_progress)
         self._directory = Directory(self.letta.get, store, config)
+        self._asking = Asking(config, store, self._directory)
+        self._memory = Memory(self.letta.get, store, self._directory, notices=config.memory_notices)
+        self._rooms = Rooms(
+            store, self.bridge.get_matrix, self._directory.resolve, config.matrix_server_name
+        )
+        self._watch = Watch(store, self._directory, self._rooms)
+        self._memory.on_seen = self._watch.note_seen
         self._spoken: OrderedDict[ItemId, tuple[int, str]] = OrderedDict()
-        self._edits = anyio.Lock()
-        self._owner = f"{_machine()}/{os.getpid()}"
-        self._bridge_owner = ""
-        self._intake = IntakeState()
-        self._started_s = time.time()
-        self._letta_asked_at_s, self._letta_said = float("-inf"), ""
-
-    async def _get_matrix(self) -> Matrix:
-        if self.matrix is None:
-            raise Unsupported(
-                "Matrix is not set up: set HOMEROOM_MATRIX_URL, HOMEROOM_MATRIX_SERVER_NAME and"
-                " HOMEROOM_MATRIX_REGISTRATION, then restart."
-            )
-        return await self.matrix.get()
+        self._health = Health(store, self.letta, self.matrix, self.bridge)
 
     # --- agents ----------------------------------------------------------------------------------
 
@@ -124,87 +111,197 @@ class App:
         """A page of agents in the order of their names. The cursor survives a restart."""
         return await self._directory.page(query, limit, cursor)
 
+    async def get_agent(self, agent: str) -> AgentView:
+        """The agent with that id or name. Raises NotFound, Ambiguous."""
+        return await self._directory.view(agent)
+
     async def sync(
-        self, *, dry_run: bool = False, confirm_removals: bool = False,
-        wait_s: float = SYNC_WAIT_S,
+        self, *, dry_run: bool = False, confirm_removals: bool = False, audit: bool = False,
+        invite: str = "", wait_s: float = SYNC_WAIT_S, on_progress: OnSyncProgress | None = None,
     ) -> SyncReport:  # fmt: skip
         """One reconciliation, carried out by whichever process runs the bridge.
 
+        ``on_progress`` hears how far it has got (None: it has not begun), whenever that changes
+        and every ``SYNC_SILENCE_S``.
+
         ``confirm_removals`` retires however many agents are gone from Letta: a person's word.
+        ``audit`` looks at every room itself first.
+        ``invite`` is a person who asks to be invited again into every agent's room.
 
         Raises:
+            Misuse: ``invite`` is not one of those who are invited to every agent's room.
             Unsupported: Matrix is not configured.
             Unavailable: Letta or the process that runs the bridge does not answer.
         """
-        await self._get_matrix()
+        if invite:
+            check_askable(invite, self.config)
+        await self.bridge.get_matrix()
         if dry_run:
-            return await self._reconciler.sync(
-                decide=_never, fence=0, dry_run=True, asked=True, confirm_removals=confirm_removals
-            )
-        request = await self._store.request_sync(confirm_removals=confirm_removals)
-        with anyio.move_on_after(wait_s):
-            while True:
-                changed = self._store.changed
-                if found := await self._store.find_sync_report(request):
-                    return read_report(found)
-                await changed.wait()
+            return await self.bridge.reconciler.sync(
+                decide=_never, fence=0, dry_run=True, asked=True,
+                confirm_removals=confirm_removals, audit=audit,
+                invite=[invite] if invite else (),
+            )  # fmt: skip
+        if invite:
+            await self._store.request_errand("invite", invite)
+        request = await self._store.request_sync(confirm_removals=confirm_removals, audit=audit)
+        told, told_at_s = None, time.monotonic()
+
+        async def find() -> SyncReport | None:
+            nonlocal told, told_at_s
+            if found := await self._store.find_sync_report(request):
+                return read_report(found)
+            got = read_progress(await self._store.find_sync_progress(request))
+            silent_s = time.monotonic() - told_at_s
+            if on_progress and (got != told or silent_s >= SYNC_SILENCE_S):
+                told, told_at_s = got, time.monotonic()
+                await on_progress(got)
+            return None
+
+        if report := await self._store.wait_for(find, wait_s, SYNC_SILENCE_S):
+            return report
         raise Unavailable("store", "the sync is still running, or the bridge cannot work now")
 
     async def sync_once(
-        self, on_action: OnAction, *, dry_run: bool = False, confirm_removals: bool = False
-    ) -> SyncReport:
-        """One reconciliation: by this process if nobody runs the bridge, else by whoever does."""
-        await self._get_matrix()
+        self, on_action: OnAction, on_progress: Callable[[SyncProgress], None], *,
+        dry_run: bool = False, confirm_removals: bool = False, audit: bool = False,
+        invite: str = "",
+    ) -> SyncReport:  # fmt: skip
+        """One reconciliation: by this process if nobody runs the bridge, else by whoever does, of
+        whose actions only the progress is told."""
+        if invite:
+            check_askable(invite, self.config)
+        await self.bridge.get_matrix()
         if dry_run:
-            return await self.sync(dry_run=True, confirm_removals=confirm_removals)
-        lease = await self._store.take_lease(self._owner, rank=0, ttl_ms=LEASE_MS, is_gone=_is_gone)
-        if not lease.fence:
-            return await self.sync(confirm_removals=confirm_removals, wait_s=3600.0)
-        try:
-            matrix = await self._get_matrix()
-            async with background(partial(self._run_renewal, lease.fence)):
-                report = await self._reconciler.sync(
-                    decide=self._decide(matrix), fence=lease.fence, asked=True,
-                    confirm_removals=confirm_removals, on_action=on_action,
-                )  # fmt: skip
-                await self._store.finish_sync_requests([], dump_report(report), lease.fence)
-                return report
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self._store.release_lease(lease.fence)
+            return await self.sync(
+                dry_run=True, confirm_removals=confirm_removals, audit=audit, invite=invite
+            )
+        report = await self.bridge.sync_once(
+            on_action, on_progress, confirm_removals=confirm_removals, audit=audit,
+            invite=[invite] if invite else (),
+        )  # fmt: skip
+        if report is not None:
+            return report
+
+        async def tell(progress: SyncProgress | None) -> None:
+            on_progress(progress or SyncProgress())
+
+        return await self.sync(
+            confirm_removals=confirm_removals, audit=audit, invite=invite, wait_s=3600.0,
+            on_progress=tell,
+        )  # fmt: skip
+
+    async def import_homes(
+        self, homes: Sequence[OldHome], *, dry_run: bool = False, wait_s: float = IMPORT_WAIT_S
+    ) -> list[Adoption]:
+        """Adopts users and rooms of the system before: by this process if nobody runs the bridge,
+        else by whoever does. ``dry_run`` only tells what would be adopted.
+
+        Raises:
+            Unsupported: Matrix is not configured.
+            Unavailable: Letta, the homeserver or the process that runs the bridge does not answer.
+        """
+        await self.bridge.get_matrix()
+        if dry_run:
+            return await self.bridge.preview_import(homes)
+        done = await self.bridge.import_once(homes)
+        if done is not None:
+            return done
+        request = await self._store.request_import(dump_homes([*homes]))
+
+        async def find() -> list[Adoption] | None:
+            if found := await self._store.find_import_report(request):
+                raise_refusal(found)
+                return read_adoptions(found)
+            return None
+
+        if (adopted := await self._store.wait_for(find, wait_s)) is not None:
+            return adopted
+        raise Unavailable(
+            "store", "the process that runs the bridge has the import and has not ended it yet"
+        )
 
     async def sync_status(self) -> SyncStatus:
         """How the last reconciliation ended, whichever process ran it. Asks nobody."""
         return read_status(*await self._store.find_last_syncs())
 
+    # --- rooms -----------------------------------------------------------------------------------
+
+    async def diagnose_rooms(self, fix: bool = False, wait_s: float = SYNC_WAIT_S) -> RoomsReport:
+        """Who serves which room and what should not be so, by what the hub knows; with ``fix``
+        what can be mended is, by whichever process runs the bridge, and nothing is deleted.
+
+        Raises:
+            Unsupported: Matrix is not configured.
+            Unavailable: the homeserver, or (with ``fix``) the process that runs the bridge.
+        """
+        matrix = await self.bridge.get_matrix()
+        fixed = await self._fix_rooms(wait_s) if fix else ()
+        refusals, counts = await self._store.list_refusals()
+        rooms = examine_rooms(
+            await self._store.list_rooms(), await self._store.list_mappings(),
+            await self._store.list_claims(), matrix.hub, matrix.is_ghost,
+        )  # fmt: skip
+        report = RoomsReport(
+            rooms, tuple(refusals), counts["invitation"], counts["conflict"]
+        )  # fmt: skip
+        return with_fixed(report, fixed)
+
+    async def _fix_rooms(self, wait_s: float) -> Sequence[tuple[RoomId, Fault]]:
+        done = await self.bridge.fix_rooms()
+        if done is not None:
+            return done
+        errand = await self._store.request_errand("fix_rooms")
+        answer = await self._store.wait_for(partial(self._store.find_errand_answer, errand), wait_s)
+        if answer is not None:
+            return read_fixed(answer)
+        raise Unavailable("store", "the rooms are still being mended, or the bridge cannot work")
+
+    async def hint_invitations(self, ghosts: Collection[str]) -> None:
+        """The homeserver has pushed something, perhaps that these ghosts were invited."""
+        self.bridge.hint_invitations(ghosts)
+
     # --- chat ------------------------------------------------------------------------------------
 
-    async def chat(self, agent: str, message: str, *, client: str = "", mirror: bool = True) -> str:
-        """Puts ``message`` on the lane of the agent (id or name). Returns the reply id.
+    async def chat(
+        self, agent: str, message: str, *, client: str = "", mirror: bool = True,
+        caller: str = LOCAL_CALLER, from_agent: str = "", idempotency_key: str = "",
+        priority: Priority = Priority.NORMAL, expires_after_s: float = 0.0,
+        find_s: float = math.inf,
+    ) -> str:  # fmt: skip
+        """Puts ``message`` on the lane of the agent (id or name). Returns the reply id, which is
+        ``caller``'s alone.
 
-        From here on the message is durable: it is answered whoever waits, also after a restart.
+        From here on the message is durable: it is answered whoever waits, also after a restart;
+        unless it still waits after ``expires_after_s`` (0: for however long).
+        Sent again with the same key, or without one within ten seconds, it is the same message.
+        ``from_agent`` (id or name) is the agent that sends it, if one does. Raises ExchangePaused
+        if the two have talked too much, and Unavailable if Letta does not say within ``find_s``
+        which agents there are: then nothing was sent.
         """
-        if not message.strip():
-            raise Misuse("The message is empty. Say what the agent shall read.")
-        if len(message) > MESSAGE_LIMIT:
-            raise LimitExceeded("A message", MESSAGE_LIMIT, len(message), "characters")
-        found = await self._directory.resolve(agent)
-        mapping = await self._store.find_mapping(found.id) if self.matrix else None
-        items = chat_items(
-            found.id, mapping, message, client=client, mirror=mirror, key=secrets.token_hex(12),
-            agent_name=found.name,
+        return await self._asking.ask(
+            Question(
+                agent, message, client, caller, from_agent, mirror, idempotency_key, priority,
+                expires_after_s, find_s,
+            )
         )  # fmt: skip
-        return (await self._mailbox.put(items))[0]
 
     async def wait_reply(
-        self, reply_id: str, wait_s: float, on_progress: OnProgress | None = None
-    ) -> ReplyView:
+        self, reply_id: str, wait_s: float, on_progress: OnProgress | None = None,
+        *, caller: str = LOCAL_CALLER,
+    ) -> ReplyView:  # fmt: skip
         """Where a chat stands, at the latest after ``wait_s`` seconds; sooner if it has ended.
 
         ``on_progress`` gets what the agent says meanwhile, piece by piece (about one a second).
-        Cancelling it stops the waiting, not the work. Raises NotFound.
+        Cancelling it stops the waiting, not the work.
+
+        Raises:
+            NotFound: there is no such reply, or it is another caller's.
         """
-        item_id = ItemId(reply_id)
+        item_id = ItemId(reply_id.strip())
+        if not is_chat_of(await self._mailbox.get(item_id), caller):
+            advice = "A reply id works for whoever sent the message, for HOMEROOM_KEEP_DAYS."
+            raise NotFound("reply id", item_id[:40], advice=advice)
         deadline = time.monotonic() + wait_s
         told, _ = self._spoken.get(item_id, (0, ""))
         while True:
@@ -217,8 +314,6 @@ class App:
             if on_progress and count > told:
                 await on_progress(tail[-(count - told) :])
                 told = count
-        if item.kind is not ItemKind.TURN:
-            raise Misuse("This id is not a reply id. Use the one that chat_with_agent gave.")
         result = item.result or {}
         return ReplyView(
             reply_id=item.id,
@@ -226,10 +321,9 @@ class App:
             if ended
             else "pending",
             agent_id=item.payload["agent_id"],
-            agent_name=item.payload.get("agent_name", ""),
             reply=str(result.get("text", "")),
             reason=item.reason if item.state is not ItemState.DONE else "",
-            place_in_lane=0 if ended else await self._store.place_in_lane(item),
+            place_in_lane=0 if ended else await self._mailbox.place_in_lane(item),
         )
 
     def _note_progress(self, item_id: ItemId, piece: str) -> None:
@@ -242,74 +336,75 @@ class App:
         """What became of the message with that event id or reply id. Raises NotFound."""
         return await self._deliveries.explain(name)
 
-    async def list_parked(self, limit: int) -> tuple[list[Parked], int]:
-        """The newest ``limit`` items that were given up, oldest first, and how many there are."""
-        return await self._deliveries.list_parked(limit)
+    async def list_parked(self, agent: str = "", limit: int = 20, cursor: str = "") -> ParkedPage:
+        """Items that were given up (those of ``agent``, id or name, if given), newest first."""
+        agent_id = (await self._directory.resolve(agent)).id if agent else ""
+        return await self._deliveries.page_parked(agent_id, limit, cursor)
 
     async def replay_parked(self, item_id: str) -> int:
         """Puts one of them back at the head of its lane; returns how many come first."""
         return await self._deliveries.replay(item_id)
 
+    async def drop_parked(self, item_id: str, reason: str) -> None:
+        """Ends one of them for good. Raises NotFound, or Misuse if it is not parked."""
+        await self._deliveries.drop(item_id, reason)
+
+    async def list_held(self) -> dict[RoomId, int]:
+        """In which rooms how many messages came too late to be answered by themselves."""
+        return await self._deliveries.list_held()
+
+    async def catch_up(self, room_id: str) -> CaughtUp | None:
+        """Has them answered; see ``Deliveries.catch_up``."""
+        return await self._deliveries.catch_up(room_id)
+
     # --- memory ----------------------------------------------------------------------------------
 
-    async def get_memory(self, agent: str, label: str = "") -> tuple[Agent, list[Block]]:
-        """All blocks of an agent (id or name), or the one called ``label``."""
-        found = await self._directory.resolve(agent)
-        return found, await self._directory.blocks(found.id, label)
+    async def get_memory(self, agent: str, label: str = "", *, history: bool = False) -> MemoryView:
+        """All blocks of an agent (id or name), or the one called ``label``, and their past."""
+        return await self._memory.get(agent, label, history=history)
 
     async def update_memory(
-        self, agent: str, label: str, value: str, *,
-        replace_text: str = "", expected_revision: str = "", force: bool = False,
-    ) -> tuple[Agent, Block]:  # fmt: skip
-        """Writes a block and returns it as it is then. Refuses a lost update, an overlong value
-        and, without ``force``, a block that is read-only."""
-        found = await self._directory.resolve(agent)
-        async with self._edits:  # ours must not overtake each other between reading and writing
-            block = (await self._directory.blocks(found.id, label))[0]
-            edited = block_after_edit(block, value, replace_text, expected_revision, force)
-            if edited == block.value:
-                return found, block
-            return found, await (await self.letta.get()).write_block(found.id, label, edited)
+        self, agent: str, label: str, edit: Edit, *, caller: str = LOCAL_CALLER
+    ) -> MemoryChange:
+        """Writes a block. Refuses a lost update, an overlong value and, unless forced, a block
+        that is read-only."""
+        return await self._memory.update(agent, label, edit, caller)
+
+    async def search_memory(self, agent: str, query: str, limit: int, cursor: str) -> MemoryHits:
+        """Where in an agent's memory something stands."""
+        return await self._memory.search(agent, query, limit, cursor)
+
+    # --- rooms -----------------------------------------------------------------------------------
+
+    async def list_rooms(self, agent: str = "", limit: int = 50, cursor: str = "") -> RoomPage:
+        """The rooms that Homeroom serves, the most lately active first. Asks the store alone."""
+        return await self._rooms.page(agent, limit, cursor)
+
+    async def read_room(self, room: str, limit: int, cursor: str) -> RoomTranscript:
+        """What was said in a room (its id, alias or name, or its agent), newest message first."""
+        return await self._rooms.read(room, limit, cursor)
+
+    # --- watching --------------------------------------------------------------------------------
+
+    async def watch(self, wanted: Watched) -> Watched:
+        """The same by its id, if there is such an agent, block or room. Raises NotFound."""
+        return await self._watch.resolve(wanted)
+
+    async def stamps(self, watched: Sequence[Watched]) -> dict[Watched, str]:
+        """What changes whenever one of them does."""
+        return await self._watch.stamps(watched)
+
+    async def wait_stamps(
+        self, watched: Sequence[Watched], seen: Mapping[Watched, str]
+    ) -> dict[Watched, str]:
+        """The stamps, as soon as one of them is not as in ``seen``."""
+        return await self._watch.wait(watched, seen)
 
     # --- health ----------------------------------------------------------------------------------
 
     async def health(self) -> dict[str, Any]:
         """The truth in one look: ``status`` is ``ok`` only if a message could pass right now."""
-        letta_problem = str(self.letta.error or "")
-        if not letta_problem:
-            letta_problem = await self._letta_problem()
-        matrix_problem = ""
-        if self.matrix:
-            matrix_problem = str(self.matrix.error or self._intake.problem)
-        holder = await self._store.get_lease()
-        problem = letta_problem or matrix_problem or ("" if holder else "nobody runs the bridge")
-        return {
-            "status": "degraded" if problem else "ok",
-            "letta": letta_problem or "ok",
-            "matrix": (matrix_problem or "ok") if self.matrix else "not configured",
-            "bridge": {
-                "runs_here": bool(holder and holder.owner == self._owner),
-                "owner": holder.owner if holder else "",
-            },
-            "items": await self._store.count_items(),
-            "last_sync": health_of(await self.sync_status()),
-            "uptime_s": round(time.time() - self._started_s),
-        }
-
-    async def _letta_problem(self) -> str:
-        """Why Letta cannot be used right now, asked now: a connection that once worked proves
-        nothing. The answer is kept for a few seconds."""
-        now_s = time.monotonic()
-        if now_s - self._letta_asked_at_s > HEALTH_FRESH_S:
-            self._letta_asked_at_s, self._letta_said = now_s, ""
-            try:
-                with anyio.fail_after(HEALTH_LIMIT_S):
-                    await (await self.letta.get()).list_agents()
-            except TimeoutError:
-                self._letta_said = f"Letta did not answer within {HEALTH_LIMIT_S:.0f} s."
-            except HomeroomError as error:
-                self._letta_said = str(error)
-        return self._letta_said
+        return await self._health.report(await self.sync_status())
 
     # --- the loops -------------------------------------------------------------------------------
 
@@ -319,123 +414,6 @@ class App:
             loops.start_soon(self.letta.run)
             if self.matrix:
                 loops.start_soon(self.matrix.run)
-
-    async def run_bridge(self) -> None:
-        """Runs the bridge, or waits for its turn to, until cancelled."""
-        while True:
-            # A process with Matrix may replace one without: only it can do all the work.
-            lease = await self._store.take_lease(
-                self._owner, rank=2 if self.matrix else 1, ttl_ms=LEASE_MS, is_gone=_is_gone
-            )
-            if lease.owner != self._bridge_owner:
-                self._bridge_owner = lease.owner
-                log.info(
-                    "bridge_owner_changed", extra={"owner": lease.owner, "us": bool(lease.fence)}
-                )
-            if not lease.fence:
-                await self._store.wait_changed(LEASE_MS / 1000 / 3)
-                continue
-            try:
-                await self._hold_bridge(lease.fence)
-            except* LeaseLost as lost:
-                log.warning("lease_lost", extra={"reason": str(lost.exceptions[0])})
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await self._store.release_lease(lease.fence)
-
-    async def _hold_bridge(self, fence: int) -> None:
-        in_flight = {ItemKind.TURN: self.config.max_turns}
-        if self.matrix:
-            in_flight[ItemKind.POST] = POSTS_IN_FLIGHT
-        async with anyio.create_task_group() as loops:
-            loops.start_soon(self._run_renewal, fence)
-            loops.start_soon(self._run_pruning, fence)
-            relay = Relay(
-                self._store, self.letta.get, self._get_matrix, loops,
-                fence=fence, on_progress=self._note_progress,
-            )  # fmt: skip
-            loops.start_soon(
-                partial(self._mailbox.run_worker, relay, fence=fence, in_flight=in_flight)
-            )
-            if self.matrix:
-                loops.start_soon(self._run_matrix, self.matrix, fence)
-
-    async def _run_renewal(self, fence: int) -> None:
-        while True:
-            await anyio.sleep(LEASE_MS / 1000 / 3)
-            await self._store.renew_lease(fence, LEASE_MS)
-
-    async def _run_pruning(self, fence: int) -> None:
-        while True:
-            total = 0
-            while count := await self._store.prune(
-                int(self.config.keep_days * DAY_S * 1000), fence
-            ):
-                total += count
-            log.info("store_pruned", extra={"rows": total})
-            await anyio.sleep(DAY_S)
-
-    async def _run_matrix(self, service: Service[Matrix], fence: int) -> None:
-        """Reads the rooms and keeps them in step, from when the homeserver can be reached."""
-        matrix = await service.wait()
-        decide_here = self._decide(matrix)
-        claim = HomeserverClaim(matrix, await self._store.get_meta("store_id"), self._owner)
-        try:
-            while True:
-                self._intake.problem = await claim.take()
-                if self._intake.problem:
-                    await self._refuse_syncs(self._intake.problem, fence)
-                    await anyio.sleep(RETRY_CLAIM_S)
-                    continue
-                async with background(partial(self._run_sync, decide_here, fence)) as loops:
-                    told = (held_notices, Receipts(matrix, loops).show)
-                    intake = partial(run_intake, fence=fence, state=self._intake)
-                    loops.start_soon(intake, self._store, matrix, decide_here, *told)
-                    await claim.keep()
-        finally:
-            await claim.release()
-
-    async def _refuse_syncs(self, why: str, fence: int) -> None:
-        if requests := await self._store.pending_sync_requests():
-            refusal = dump_error(Rejected("matrix", why))
-            await self._store.finish_sync_requests([*requests], refusal, fence)
-
-    async def _run_sync(self, decide_here: Decide, fence: int) -> None:
-        next_s = 0.0
-        while True:
-            changed = self._store.changed
-            requests = await self._store.pending_sync_requests()
-            if requests or time.monotonic() >= next_s:
-                await self._sync_and_record(requests, decide_here, fence)
-                next_s = time.monotonic() + self.config.sync_interval_s
-                continue
-            with anyio.move_on_after(next_s - time.monotonic()):
-                await changed.wait()
-                await anyio.sleep(0.1)  # one look for a burst of commits
-
-    async def _sync_and_record(
-        self, requests: Mapping[int, bool], decide_here: Decide, fence: int
-    ) -> None:
-        try:
-            report = await self._reconciler.sync(
-                decide=decide_here, fence=fence, asked=bool(requests),
-                confirm_removals=any(requests.values()),
-            )  # fmt: skip
-            text = dump_report(report)
-        except LeaseLost:
-            raise
-        except HomeroomError as error:
-            log.warning("sync_failed", extra={"reason": str(error)})
-            text = dump_error(error)
-        await self._store.finish_sync_requests([*requests], text, fence)
-
-    def _decide(self, matrix: Matrix) -> Decide:
-        return partial(
-            decide,
-            is_ghost=matrix.is_ghost,
-            catch_up_ms=self.config.catch_up_s * 1000,
-            keep_ms=self.config.keep_days * DAY_S * 1000,
-        )
 
 
 @asynccontextmanager
@@ -449,16 +427,20 @@ async def open_app(config: Config, *, bridge: bool = True) -> AsyncIterator[App]
     registration = None
     if config.has_matrix and config.matrix_registration:
         registration = load_registration(config.matrix_registration)
-    async with open_store(config.store_path, max_waiting=config.max_waiting) as store:
+    async with open_store(
+        config.store_path,
+        max_waiting=config.max_waiting,
+        max_waiting_total=config.max_waiting_total,
+    ) as store:
         app = App(config, store, registration)
         # One inside the other: the bridge ends while its services are still there.
-        async with background(app.run_services), background(*([app.run_bridge] if bridge else [])):
+        async with background(app.run_services), background(*([app.bridge.run] if bridge else [])):
             yield app
 
 
 @asynccontextmanager
-async def _open_known_letta(config: Config) -> AsyncIterator[Letta]:
-    async with open_letta(config) as letta:
+async def _open_known_letta(config: Config, absence: Absence) -> AsyncIterator[Letta]:
+    async with open_letta(config, absence) as letta:
         can = letta.capabilities
         log.info("letta_found", extra={"backend": can.backend, "version": can.version})
         yield letta
@@ -470,29 +452,6 @@ async def _open_checked_matrix(config: Config, registration: Registration) -> As
         info = await matrix.check()
         log.info("homeserver_checked", extra={"hub": info.whoami, "spec": info.versions[-1:]})
         yield matrix
-
-
-def _machine() -> str:
-    """Where a process id means something: this host and, on Linux, this PID namespace."""
-    try:
-        namespace = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:
-        namespace = 0
-    return f"{socket.gethostname()}/{namespace}"
-
-
-def _is_gone(owner: str) -> bool:
-    """Whether the owner of a lease was a process of this machine that has died."""
-    machine, _, pid = owner.rpartition("/")
-    if machine != _machine() or sys.platform == "win32":
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        pass
-    return False
 
 
 def _never(*_: object) -> Any:

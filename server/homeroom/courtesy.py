@@ -13,8 +13,9 @@ import anyio
 import anyio.abc
 
 from homeroom.errors import HomeroomError
+from homeroom.items import Accepted
 from homeroom.matrix import Matrix
-from homeroom.model import Accepted, EventId, GhostId, RoomId
+from homeroom.model import EventId, GhostId, RoomId
 
 TYPING_MS = 30_000
 
@@ -22,29 +23,31 @@ TYPING_MS = 30_000
 class Receipts:
     """Shows messages as read by the ghost that has accepted them, in the background.
 
-    One request at a time and room; of several that wait, the newest stands for all, because a
-    receipt covers everything before it.
+    One request at a time for each ghost in each room; of several that wait, the newest stands for
+    all, because a receipt covers everything before it.
     """
 
     def __init__(self, matrix: Matrix, background: anyio.abc.TaskGroup) -> None:
         self._matrix, self._background = matrix, background
-        self._newest: dict[RoomId, tuple[GhostId, EventId]] = {}
-        self._busy: set[RoomId] = set()
+        self._newest: dict[tuple[RoomId, GhostId], EventId] = {}
+        self._busy: set[tuple[RoomId, GhostId]] = set()
 
     def show(self, accepted: Accepted) -> None:
         """Returns at once."""
-        self._newest[accepted.room_id] = (accepted.ghost, accepted.event_id)
-        if accepted.room_id not in self._busy:
-            self._busy.add(accepted.room_id)
-            self._background.start_soon(self._send, accepted.room_id)
+        place = (accepted.room_id, accepted.ghost)
+        self._newest[place] = accepted.event_id
+        if place not in self._busy:
+            self._busy.add(place)
+            self._background.start_soon(self._send, *place)
 
-    async def _send(self, room_id: RoomId) -> None:
+    async def _send(self, room_id: RoomId, ghost: GhostId) -> None:
+        place = (room_id, ghost)
         try:
-            while newest := self._newest.pop(room_id, None):
+            while newest := self._newest.pop(place, None):
                 with suppress(HomeroomError):
-                    await self._matrix.read_receipt(newest[0], room_id, newest[1])
+                    await self._matrix.read_receipt(ghost, room_id, newest)
         finally:
-            self._busy.discard(room_id)
+            self._busy.discard(place)
 
 
 class Typing:

@@ -6,40 +6,56 @@ a message is part of it, only who, when, where, in which state and why.
 
 from __future__ import annotations
 
+import json
+import re
 import time
+from collections.abc import AsyncIterator
+from functools import partial
 
+from homeroom.cursors import refused_cursor
+from homeroom.decide import CATCH_UP, cancel_notices, drop_notices, replay_notices
 from homeroom.errors import Misuse, NotFound
-from homeroom.model import (
+from homeroom.items import (
+    JOINED,
+    CaughtUp,
     Change,
     Delivery,
     HeardEvent,
     Item,
-    ItemId,
     ItemKind,
     ItemState,
+    Moved,
+    NewItem,
     Parked,
+    ParkedPage,
     Step,
     Story,
     StoryState,
-    utc_text,
+    events_of,
 )
-from homeroom.relay import CATCH_UP, replay_notices
+from homeroom.mailbox import POST_KEY_KEPT_S
+from homeroom.model import ItemId, Json, RoomId
+from homeroom.statuses import cancel_statuses, drop_statuses
 from homeroom.store import Store
+from homeroom.times import utc_text
 
 WHAT_IDS_LOOK_LIKE = (
     "Give the id of a message in a room (it begins with $; clients show it under View source) or a"
-    " reply id. What agents themselves said is not kept, nor are messages that are older than"
-    " Homeroom's store or HOMEROOM_KEEP_DAYS, or were sent to rooms without an agent of its own."
+    " reply id. Not kept are messages that are older than Homeroom's store or HOMEROOM_KEEP_DAYS,"
+    " or were sent to rooms without an agent of its own."
 )
-POST_KEY_KEPT_S = 86_400.0
-"""How long a homeserver knows a transaction id again; measured on Synapse, which keeps 24 hours."""
+CATCH_UP_WAIT_S = 10.0
+"""How long whoever asks for old messages waits to hear how many are answered now."""
+_FOLLOWED_AT_ONCE = 200
+_PARKED_AT_ONCE = 100
+_ANSWER = "answer"
 
 
 class Deliveries:
     """Questions about messages and decisions on parked ones, from the store alone."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, *, status_events: bool = False) -> None:
+        self._store, self._status_events = store, status_events
 
     async def explain(self, name: str) -> Story:
         """The story of the event or item ``name``. Raises NotFound."""
@@ -49,9 +65,25 @@ class Deliveries:
             raise NotFound("message", name[:80], advice=WHAT_IDS_LOOK_LIKE)
         return tell(found)
 
-    async def list_parked(self, limit: int) -> tuple[list[Parked], int]:
-        """The newest ``limit`` parked items, oldest first, and how many there are in all."""
-        return await self._store.list_parked(limit)
+    async def list_parked(self) -> list[Parked]:
+        """All items that were given up, oldest first, read page by page."""
+        found, cursor = list[Parked](), ""
+        while True:
+            page = await self.page_parked("", _PARKED_AT_ONCE, cursor)
+            found += page.items
+            if not (cursor := page.next_cursor):
+                return found[::-1]
+
+    async def page_parked(self, agent_id: str, limit: int, cursor: str) -> ParkedPage:
+        """Items that were given up, newest first, those of one agent if ``agent_id`` is given.
+
+        The cursor is the id of the last item before: it survives a restart.
+        """
+        if cursor and not re.fullmatch("[0-9a-f]{20,80}", cursor):
+            raise refused_cursor("not one that list_parked gave")
+        found, total = await self._store.page_parked(agent_id, limit + 1, cursor)
+        more = found[limit - 1].item.id if len(found) > limit else ""
+        return ParkedPage(tuple(found[:limit]), total, more)
 
     async def replay(self, item_id: str) -> int:
         """Puts a parked item back at the head of its lane; returns how many come first.
@@ -63,7 +95,7 @@ class Deliveries:
         """
         parked = await self._store.get_parked(ItemId(item_id.strip()))
         item = parked.item
-        age_s = time.time() - item.created_ms / 1000
+        age_s = time.time() - (item.begun_ms or item.created_ms) / 1000
         if item.kind is ItemKind.POST and item.begun and age_s > POST_KEY_KEPT_S:
             raise Misuse(
                 "This post may have been made more than a day ago, and the homeserver would not"
@@ -71,9 +103,65 @@ class Deliveries:
             )
         return (await self._store.replay(item.id, replay_notices))[1]
 
+    async def list_held(self) -> dict[RoomId, int]:
+        """In which rooms how many messages came too late to be answered by themselves."""
+        return await self._store.count_held()
+
+    async def catch_up(self, room_id: str, wait_s: float = CATCH_UP_WAIT_S) -> CaughtUp | None:
+        """Has them answered, in that room or ("") in all: by whichever process runs the bridge.
+
+        Returns None if none does within ``wait_s``; it is done as soon as one does.
+
+        Raises:
+            Misuse: nothing is held there.
+        """
+        room_id = room_id.strip()
+        if room_id and not room_id.startswith("!"):
+            raise Misuse(f"{room_id[:80]!r} is no id of a room: such an id begins with !.")
+        if not await self._store.count_held(room_id):
+            where = f"in {room_id[:80]}" if room_id else "anywhere"
+            raise Misuse(f"Nothing is left to catch up on {where}.")
+        errand = await self._store.request_errand("catch_up", room_id)
+        answer = await self._store.wait_for(partial(self._store.find_errand_answer, errand), wait_s)
+        return CaughtUp(**json.loads(answer)) if answer is not None else None
+
+    async def cancel(self, name: str, reason: str) -> str:
+        """Ends the item, or the item of the event, ``name`` while it waits. Returns its id.
+
+        Its room is told. Raises NotFound, and Misuse if it does not wait (any more).
+        """
+        name = name.strip()
+        found = await self._store.find_delivery(name)
+        if found is None or found.item is None:
+            raise NotFound("item", name[:80], advice="`homeroom tail` shows ids.")
+        return (await self._store.cancel(found.item.id, reason, self._cancelled)).id
+
+    def _cancelled(self, item: Item) -> list[NewItem]:
+        said = cancel_statuses(item) if self._status_events else []
+        return [*cancel_notices(item), *said]
+
+    async def follow(self, last: int) -> AsyncIterator[Moved]:
+        """The newest ``last`` changes of items and then each further one, for ever, in order."""
+        seq = await self._store.last_change(last)
+        while True:
+            changed = self._store.changed
+            moved = await self._store.list_changes(seq, _FOLLOWED_AT_ONCE)
+            for one in moved:
+                seq = one.seq
+                yield one
+            if not moved:
+                await changed.wait()
+
     async def drop(self, item_id: str, reason: str) -> None:
-        """Ends a parked item as cancelled. Raises NotFound, or Misuse if it is not parked."""
-        await self._store.drop(ItemId(item_id.strip()), reason)
+        """Ends a parked item as cancelled. Its room is told.
+
+        Raises NotFound, or Misuse if it is not parked.
+        """
+        await self._store.drop(ItemId(item_id.strip()), reason, self._dropped)
+
+    def _dropped(self, item: Item) -> list[NewItem]:
+        said = drop_statuses(item) if self._status_events else []
+        return [*drop_notices(item), *said]
 
 
 def tell(of: Delivery) -> Story:
@@ -83,9 +171,19 @@ def tell(of: Delivery) -> Story:
         steps += _steps_of_item(of.item, of.changes)
         for post, changes in of.posts:
             steps += _steps_of_post(post, changes)
+        for other in of.also:
+            text = f"It was for {other.payload['ghost']}, too: explain {other.id} tells of that."
+            steps.append(Step(other.created_ms, text))
     state, now = _standing(of)
     payload = of.item.payload if of.item else {}
+    if of.event and of.item and len(events_of(payload)) > 1:
+        now += f" It is one turn with others of the same person; see item {of.item.id}."
     room = payload.get("room_id") or payload.get("mirror_room_id") or ""
+    if of.own:
+        what = _what_post(of.own)
+        if of.item and of.item.id != of.own.id:
+            what += f" to item {of.item.id}" if what == _ANSWER else f", of item {of.item.id}"
+        now = f"It is one of our own: the {what}. {now}"
     return Story(
         state=state,
         now=now,
@@ -93,8 +191,12 @@ def tell(of: Delivery) -> Story:
         item_id=of.item.id if of.item else "",
         event_id=of.event.id if of.event else "",
         room_id=of.event.room_id if of.event else str(room),
-        sender=of.event.sender if of.event else str(payload.get("client", "")),
+        sender=of.event.sender if of.event else _sender_of(payload),
     )
+
+
+def _sender_of(payload: Json) -> str:
+    return str(payload.get("from_agent") or payload.get("client") or "")
 
 
 def _steps_of_event(event: HeardEvent) -> list[Step]:
@@ -107,23 +209,31 @@ def _steps_of_event(event: HeardEvent) -> list[Step]:
 
 
 def _steps_of_item(item: Item, changes: tuple[Change, ...]) -> list[Step]:
-    if item.kind is ItemKind.POST:
+    if item.kind is not ItemKind.TURN:
         return _steps_of_post(item, changes)
     payload = item.payload
     whom = f"agent {payload['agent_id']}"
     asked_by = "" if payload.get("event_id") else f" from {payload.get('client') or 'a tool'}"
+    if sender := payload.get("from_agent"):
+        asked_by = f" from agent {sender} (hop {payload['hop']} between agents)"
     steps, attempts = [], 0
     for number, change in enumerate(changes):
         match change.state:
             case ItemState.WAITING if number == 0:
                 text = f"Accepted{asked_by} for {whom} as item {item.id}."
+            case ItemState.WAITING if change.reason.startswith(JOINED):
+                text = f"Still waiting, {change.reason}: one turn is to answer all of them."
             case ItemState.WAITING:
                 text = _put_off(change)
             case ItemState.CANCELLED:
                 text = f"Dropped: {change.reason}"
+            case ItemState.EXPIRED:
+                text = f"Expired: {change.reason}."
             case ItemState.CLAIMED:
                 attempts += 1
-                text = f"Taken to the agent (attempt {attempts})."
+                text = f"Taken up (attempt {attempts})."
+            case ItemState.DELIVERING:
+                text = "Handed to the agent."
             case ItemState.DONE:
                 text = "The agent ended its turn with an answer."
                 if item.result is not None and not str(item.result.get("text", "")).strip():
@@ -135,13 +245,7 @@ def _steps_of_item(item: Item, changes: tuple[Change, ...]) -> list[Step]:
 
 
 def _steps_of_post(post: Item, changes: tuple[Change, ...]) -> list[Step]:
-    what = {
-        "reply": "answer",
-        "delay": "notice that it has to wait",
-        "parked": "notice why not",
-        "replay": "notice that it is taken up again",
-    }
-    name = f"The {what.get(post.dedupe_key.partition(':')[0], 'message of the agent')}"
+    name = f"The {_what_post(post)}"
     room = post.payload["room_id"]
     steps = []
     for number, change in enumerate(changes):
@@ -156,6 +260,21 @@ def _steps_of_post(post: Item, changes: tuple[Change, ...]) -> list[Step]:
             case _:
                 pass
     return steps
+
+
+def _what_post(post: Item) -> str:
+    what = {
+        "reply": _ANSWER,
+        "mirror": "message, shown in the room of the agent",
+        "delay": "notice that it has to wait",
+        "parked": "notice why not",
+        "replay": "notice that it is taken up again",
+        "expired": "notice that its time was up",
+        "cancelled": "notice that it was cancelled",
+        "dropped": "notice that it was dropped",
+        "status": "status",
+    }
+    return what.get(post.dedupe_key.partition(":")[0], "message of the agent")
 
 
 def _put_off(change: Change) -> str:
@@ -174,13 +293,20 @@ def _standing(of: Delivery) -> tuple[StoryState, str]:
                 " run `homeroom sync`."
             )
         if of.event and of.event.held:
-            return "held", f"It is kept: {CATCH_UP} in its room has it answered."
+            return (
+                "held",
+                f"It is kept: {CATCH_UP} in its room, or `homeroom catchup`, has it answered.",
+            )
         return "ignored", "It was decided not to relay it, and it will not be."
+    if item.state is ItemState.EXPIRED:
+        return "expired", "Its time was up before it could be delivered; there will be no answer."
     if item.state is ItemState.WAITING:
         ahead = f"{of.place} earlier ones of its lane come first" if of.place else "it is next"
         return "waiting", f"It waits; {ahead}."
     if item.state is ItemState.CLAIMED:
-        return "working", "It is being worked on."
+        return "working", "It is being worked on; nothing of it was sent yet."
+    if item.state is ItemState.DELIVERING:
+        return "working", "It is being delivered."
     if item.state is ItemState.PARKED:
         how = "is looked for before it is sent" if item.begun else "is sent as if it were new"
         return "parked", (
@@ -189,11 +315,11 @@ def _standing(of: Delivery) -> tuple[StoryState, str]:
         )
     if item.state is ItemState.CANCELLED:
         return "cancelled", "It was dropped by a person, and there will be no answer."
-    if item.kind is ItemKind.POST:
+    if item.kind is not ItemKind.TURN:
         return "posted", "What followed from it was posted."
     answers = [post for post, _ in of.posts if post.dedupe_key.startswith("reply:")]
     stuck = [post for post in answers if post.state is ItemState.PARKED]
-    on_the_way = [post for post in answers if post.state in (ItemState.WAITING, ItemState.CLAIMED)]
+    on_the_way = [post for post in answers if not post.state.has_ended]
     if stuck:
         return "parked", f"The agent answered; its answer, item {stuck[0].id}, was given up."
     if on_the_way:

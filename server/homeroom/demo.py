@@ -7,6 +7,7 @@ child process, the person a Matrix client with a password, the LLM clients the o
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import tempfile
 import time
@@ -92,11 +93,13 @@ class Person:
         return dict(answer.get("rooms", {}))
 
     async def invitations(self, count: int) -> dict[str, tuple[str, str]]:
-        """Waits for so many; room id -> (name of the room, who invites)."""
+        """Waits for so many rooms; room id -> (name of the room, who invites)."""
         found: dict[str, tuple[str, str]] = {}
         while len(found) < count:
             for room_id, room in (await self.sync()).get("invite", {}).items():
                 events = room["invite_state"]["events"]
+                if any(event["content"].get("type") == "m.space" for event in events):
+                    continue  # what the rooms hang in
                 name = next(e["content"]["name"] for e in events if e["type"] == "m.room.name")
                 host = next(e["sender"] for e in events if e.get("state_key") == self.user_id)
                 found[room_id] = (name, host)
@@ -231,7 +234,9 @@ async def _use_tools(client: Any, way: str, colour: str, transcript: Transcript)
         return dict(result.structured_content)
 
     async def chat(message: str) -> str:
-        answer = await call("chat_with_agent", agent="Ada", message=message)
+        # A key of its own: the same question a moment later is meant to be asked again.
+        key = secrets.token_hex(8)
+        answer = await call("chat_with_agent", agent="Ada", message=message, idempotency_key=key)
         while answer["status"] == "pending":
             answer = await call("get_reply", reply_id=answer["reply_id"])
         assert answer["status"] == "complete", answer

@@ -1,22 +1,23 @@
 """Which agents there are, by id or name, and what is in their memory.
 
-Owns finding an agent from what a person or a model calls it, paging, and the rules of editing a
-memory block. Keeps the last list for seconds only: Letta is the truth.
+Owns finding an agent from what a person or a model calls it, and paging. Keeps the last list for
+seconds only: Letta is the truth.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import difflib
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from homeroom.config import Config
-from homeroom.errors import Ambiguous, Conflict, LimitExceeded, Misuse, NotFound
+from homeroom.cursors import read_cursor, write_cursor
+from homeroom.errors import Ambiguous, NotFound, is_handle
 from homeroom.letta import Letta
-from homeroom.model import Agent, AgentId, AgentPage, AgentView, Block, Mapping, ghost_localpart
-from homeroom.plan import alias_of, is_selected, policy_of
+from homeroom.model import Agent, AgentId, Block, Mapping, ghost_localpart
+from homeroom.plan import is_selected, policy_of
+from homeroom.reading import AgentPage, AgentView
 from homeroom.store import Store
 
 FRESH_S = 30.0
@@ -39,7 +40,7 @@ class Directory:
 
         Raises Misuse (a cursor that is none of ours), Unavailable, Rejected.
         """
-        after = _read_cursor(cursor) if cursor else None
+        after = _after(cursor) if cursor else None
         agents = await self._list(fresh=not cursor)
         wanted = query.strip().casefold()
         found = sorted((a for a in agents if _matches(a, wanted)), key=_order)
@@ -47,9 +48,12 @@ class Directory:
         mappings = await self._store.list_mappings()
         more = len(rest) > limit
         return AgentPage(
-            agents=tuple(self._view(a, mappings.get(a.id)) for a in rest[:limit]),
+            agents=tuple(
+                replace(self._view(a, mappings.get(a.id)), cursor=write_cursor(*_order(a)))
+                for a in rest[:limit]
+            ),
             total=len(found),
-            next_cursor=_write_cursor(rest[limit - 1]) if more else "",
+            next_cursor=write_cursor(*_order(rest[limit - 1])) if more else "",
         )
 
     async def resolve(self, name: str) -> Agent:
@@ -71,9 +75,11 @@ class Directory:
                     raise Ambiguous("agent", name, sorted(a.id for a in same))
                 if same:
                     break
-        names = sorted({a.name for a in agents})
+        # A name that could be a sentence is not repeated in an error; the id is no less useful.
+        handles = {a.name: a.name if is_handle(a.name) else a.id for a in agents}
+        names = sorted(handles)
         near = difflib.get_close_matches(name, names, CANDIDATES, 0.4) or names[:CANDIDATES]
-        raise NotFound("agent", name, near)
+        raise NotFound("agent", name, [handles[n] for n in near], "list_agents shows them all.")
 
     async def blocks(self, agent_id: AgentId, label: str = "") -> list[Block]:
         """All blocks, or the one called ``label``. Raises NotFound with the labels there are."""
@@ -85,6 +91,11 @@ class Directory:
             raise NotFound("memory block", label, [block.label for block in blocks])
         return found
 
+    async def view(self, name: str) -> AgentView:
+        """One agent, by id or name, with its home. Raises as ``resolve`` does."""
+        agent = await self.resolve(name)
+        return self._view(agent, await self._store.find_mapping(agent.id))
+
     async def _list(self, *, fresh: bool) -> list[Agent]:
         if fresh or time.monotonic() - self._known_at_s > FRESH_S:
             self._known = await (await self._letta()).list_agents()
@@ -93,47 +104,18 @@ class Directory:
 
     def _view(self, agent: Agent, mapping: Mapping | None) -> AgentView:
         if not self._config.has_matrix:
-            return AgentView(agent, "", "", "", "no_matrix")
+            return AgentView(agent, "", "", "no_matrix")
         server = self._config.matrix_server_name
-        alias = alias_of(agent.id, server)
         ghost = f"@{ghost_localpart(agent.id)}:{server}"
         if mapping is None:
             selected = is_selected(agent, policy_of(self._config))
-            return AgentView(agent, ghost, "", alias, "not_synced" if selected else "not_selected")
-        room_id = mapping.room_id or ""
+            return AgentView(agent, ghost, "", "not_synced" if selected else "not_selected")
+        ghost = mapping.ghost
+        room_id = "" if mapping.room_gone else mapping.room_id or ""
         if mapping.problem:
-            return AgentView(agent, ghost, room_id, alias, "failing", mapping.problem)
+            return AgentView(agent, ghost, room_id, "failing", mapping.problem)
         home = mapping.room_id and mapping.hub_joined
-        return AgentView(agent, ghost, room_id, alias, "home" if home else "moving_in")
-
-
-def block_after_edit(
-    block: Block, value: str, replace_text: str, expected_revision: str, force: bool
-) -> str:
-    """The new value of ``block``; pure. ``limit`` is checked here because Letta does not.
-
-    Raises Conflict, LimitExceeded, Misuse.
-    """
-    if block.read_only and not force:
-        raise Misuse(
-            f"The memory block {block.label!r} is read-only. Nothing was written; pass force=true"
-            " if it shall be changed all the same."
-        )
-    if expected_revision and expected_revision != block.revision:
-        raise Conflict(f"The memory block {block.label!r}", expected_revision, block.revision)
-    if replace_text:
-        count = block.value.count(replace_text)
-        if count != 1:
-            raise Misuse(
-                f"replace_text occurs {count} times in the memory block {block.label!r}; it must"
-                " occur exactly once. Nothing was written; read the block and quote more of it."
-            )
-        value = block.value.replace(replace_text, value)
-    if block.limit and len(value) > block.limit:
-        raise LimitExceeded(
-            f"The memory block {block.label!r}", block.limit, len(value), "characters"
-        )
-    return value
+        return AgentView(agent, ghost, room_id, "home" if home else "moving_in")
 
 
 def _matches(agent: Agent, wanted: str) -> bool:
@@ -149,14 +131,6 @@ def _order(agent: Agent) -> tuple[str, str]:
     return agent.name.casefold(), agent.id
 
 
-def _write_cursor(agent: Agent) -> str:
-    return base64.urlsafe_b64encode("\0".join(_order(agent)).encode()).decode().rstrip("=")
-
-
-def _read_cursor(cursor: str) -> tuple[str, str]:
-    try:
-        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-        name, agent_id = text.rsplit("\0", 1)
-    except (binascii.Error, UnicodeDecodeError, ValueError):
-        raise Misuse("This cursor is not one that list_agents gave. Begin without one.") from None
+def _after(cursor: str) -> tuple[str, str]:
+    name, agent_id = read_cursor(cursor, str, str, tool="list_agents")
     return name, agent_id

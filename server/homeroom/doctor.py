@@ -1,21 +1,28 @@
 """What is wrong and how to mend it: one line per check.
 
-Owns the checks of configuration, Letta, homeserver, appservice, hub and store. Changes nothing but
-for registering and naming the hub. Each check stands alone, so that one that fails does not hide
-the next.
+Owns the checks of configuration, Letta, homeserver, appservice, hub, store and homes. Changes
+nothing but for registering and naming the hub. Each check stands alone, so that one that fails
+does not hide the next.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from homeroom.config import Config, Registration, load_registration
+from homeroom.audit import audit
+from homeroom.config import Config
 from homeroom.errors import ConfigError, HomeroomError
 from homeroom.letta import open_letta
 from homeroom.matrix import Matrix, open_matrix
 from homeroom.model import ghost_localpart
+from homeroom.plan import plan, policy_of
+from homeroom.registration import Registration, load_registration
+from homeroom.reports import read_status
 from homeroom.store import open_store
+
+PROBLEMS_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,7 @@ async def examine(config: Config) -> AsyncIterator[Check]:
     async with open_matrix(config, registration) as matrix:
         async for check in _matrix(config, matrix):
             yield check
+        yield await _homes(config, matrix)
 
 
 async def _store(config: Config) -> Check:
@@ -77,6 +85,33 @@ async def _letta(config: Config) -> Check:
     if not agents:
         detail += "; make one in Letta (its app, or its API) and it moves in at the next sync"
     return Check("Letta", True, detail)
+
+
+async def _homes(config: Config, matrix: Matrix) -> Check:
+    """What an audit finds that no sync can heal by itself. Nothing of it is recorded."""
+    try:
+        async with open_store(config.store_path) as store, open_letta(config) as letta:
+            agents = await letta.list_agents()
+            mappings, rooms = await store.list_mappings(), await store.list_rooms()
+            report = read_status(*await store.find_last_syncs()).report
+    except HomeroomError as error:
+        return Check("homes", False, f"cannot be looked at: {error}", "repair what is said above")
+    seen = await audit(matrix, mappings, rooms)
+    now_ms = time.time_ns() // 1_000_000
+    drift = plan(agents, mappings | seen.mappings, seen.rooms, policy_of(config), now_ms)
+    failing = [failure for failure in report.failures if failure.final] if report else []
+    problems = [
+        *(f"{failure.action.agent_name}: {failure.reason}" for failure in failing),
+        *(f"{action.agent_name}: {action.held}" for action in drift if action.held),
+        *(f"could not be looked at: {why}" for why in seen.unread),
+    ]
+    if problems:
+        more = f" (and {len(problems) - PROBLEMS_SHOWN} more)" * (len(problems) > PROBLEMS_SHOWN)
+        fix = "do what is said; `homeroom sync --status` has the rest, `homeroom sync` tries again"
+        return Check("homes", False, "; ".join(problems[:PROBLEMS_SHOWN]) + more, fix)
+    left = sum(not action.held for action in drift)
+    todo = f", {left} actions left for the next sync" if left else ", all as they should be"
+    return Check("homes", True, f"{len(mappings)} looked at{todo}")
 
 
 def _namespaces(config: Config, registration: Registration) -> Check:

@@ -10,12 +10,14 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import anyio
 
 from homeroom.errors import Rejected, Unavailable
+from homeroom.items import Accepted
 from homeroom.matrix import Matrix
-from homeroom.model import Accepted, RoomEvent, SyncBatch
+from homeroom.model import RoomEvent, SyncBatch
 from homeroom.retry import pause_s
 from homeroom.store import Announce, Decide, Store
 
@@ -55,10 +57,11 @@ async def run_intake(
     """
     cursor, failures = await store.get_cursor(), 0
     heard_ms, live = await store.get_heard_ms(), False
+    heard_s: float | None = None
     committed_at_s = float("-inf")
     while True:
         try:
-            batch = await matrix.sync(cursor, LONG_POLL_MS if cursor else 0)
+            batch = await _next(store, matrix, cursor, fence)
         except (Unavailable, Rejected) as error:
             failures, live = failures + 1, False
             state.problem = str(error)
@@ -69,18 +72,22 @@ async def run_intake(
             continue
         failures, state.problem, state.last_answer_at_s = 0, "", time.time()
         now_ms = time.time_ns() // 1_000_000
-        silent_ms = 0 if live and now_ms - heard_ms < LIVE_MS else now_ms - heard_ms
+        # Of our own silence a clock tells that nobody sets; of the one before we began, there is
+        # the time of day alone.
+        silent_ms = now_ms - heard_ms if heard_s is None else int((_running_s() - heard_s) * 1000)
+        silent_ms = 0 if live and silent_ms < LIVE_MS else silent_ms
         heard = tuple(
-            replace(event, late_ms=late_ms(event, batch, matrix.hub, now_ms, silent_ms))
+            replace(event, late_ms=late_ms(event, batch, batch.now_ms or now_ms, silent_ms))
             for event in batch.events
             if _is_message(event) and not matrix.is_ghost(event.sender)
         )
         if not batch.has_more:  # else what comes next is as old as this
-            heard_ms, live = now_ms, True
-        # What our own ghosts said is no news. Reading it again after a crash does no harm, so the
-        # cursor may lag behind by that much, and a post costs no commit when it comes back.
+            heard_s, live = _running_s(), True
+        # What our own ghosts said is no news, unlike what they changed. Reading it again after a
+        # crash does no harm, so the cursor may lag behind by that much, and a post costs no commit
+        # when it comes back.
         stale = time.monotonic() - committed_at_s > CURSOR_LAG_S
-        if heard or batch.members or batch.left_rooms or stale:
+        if heard or batch.members or batch.state or batch.left_rooms or stale:
             accepted = await store.record_batch(
                 replace(batch, events=heard), decide, matrix.is_ghost, fence, announce
             )
@@ -90,9 +97,38 @@ async def run_intake(
         cursor = batch.cursor
 
 
-def late_ms(event: RoomEvent, batch: SyncBatch, hub: str, now_ms: int, silent_ms: int) -> int:
+async def _next(store: Store, matrix: Matrix, cursor: str, fence: int) -> SyncBatch:
+    """The next step of the sync. A hub that the homeserver has lost is made again first.
+
+    Its homeserver then is another one than before, or an older one: the cursor means nothing to
+    it, and an audit has to tell what else it lost.
+    """
+    absences = partial(store.find_absences, matrix.hub)
+    try:
+        return await matrix.sync(cursor, LONG_POLL_MS if cursor else 0, absences)
+    except Rejected as refusal:
+        if refusal.code != "M_FORBIDDEN" or not await matrix.revive_hub():
+            raise
+    log.warning("hub_was_missing")
+    await store.ask_audit(fence)
+    return await matrix.sync("", 0)
+
+
+def _running_s() -> float:
+    """Seconds that pass while this machine sleeps, too, and that no setting of its clock changes.
+
+    Source: https://man7.org/linux/man-pages/man2/clock_gettime.2.html (CLOCK_BOOTTIME); elsewhere
+    the monotonic clock goes on in sleep.
+    """
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
+
+
+def late_ms(event: RoomEvent, batch: SyncBatch, now_ms: int, silent_ms: int) -> int:
     """How long an event had been there, ``silent_ms`` after we last heard all there was. Pure.
 
+    ``now_ms`` is the homeserver's time where it tells it, so that an event of its own has the age
+    that it has, although our clock was set since we last ran.
     Its own time comes from another machine's clock, so it is believed only where it can be true:
     what we did not hear before cannot be older than our silence, and what comes in a live long
     poll (no silence) is never late. A homeserver whose clock is hours off therefore loses nothing.
@@ -100,10 +136,8 @@ def late_ms(event: RoomEvent, batch: SyncBatch, hub: str, now_ms: int, silent_ms
     compared with the hub's joining, which has the time of the same clock.
     """
     late = min(now_ms - event.origin_server_ts_ms, silent_ms)
-    for member in batch.members:
-        joined = member.user_id == hub and member.membership == "join"
-        if joined and member.room_id == event.room_id:
-            late = max(late, member.at_ms - event.origin_server_ts_ms)
+    if joined_ms := batch.joined_ms.get(event.room_id):
+        late = max(late, joined_ms - event.origin_server_ts_ms)
     return max(0, late)
 
 

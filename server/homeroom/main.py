@@ -1,43 +1,38 @@
-"""The composition root: commands, exit codes, and what runs inside one process.
+"""The composition root: commands and exit codes.
 
-With ``commands`` the only importer of ``homeroom_tools``. What an LLM client waits for comes first:
-everything heavy (nio, SQLite, rich, the embedded servers) is imported by the command that needs it,
-when it does.
+With ``serving`` and the other commands the only importer of ``homeroom_tools``. What an LLM client
+waits for comes first: everything heavy (nio, SQLite, rich, the embedded servers) is imported by the
+command that needs it, when it does.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import anyio
 import click
 
 from homeroom import __version__
-from homeroom.background import Loop, background
 from homeroom.commands import add_commands
-from homeroom.config import (
-    EXAMPLES,
-    Config,
-    load_config,
-    load_registration,
-    new_registration,
-    unknown_variables,
-    write_registration,
-)
+from homeroom.commands_rooms import add_room_commands
+from homeroom.config import EXAMPLES, Config, load_config, split_names, unknown_variables
 from homeroom.errors import ConfigError, HomeroomError
+from homeroom.import_command import add_import
+from homeroom.registration import load_registration, new_registration, write_registration
+from homeroom.resume_command import add_resume
+from homeroom.serving import serve_http, serve_stdio
 from homeroom.telemetry import setup_logging
+from homeroom.token_commands import add_token_commands
+from homeroom_tools.text import harmless
 
 if TYPE_CHECKING:
-    from homeroom.app import App
     from homeroom.local.stack import LocalStack
-    from homeroom.model import Action, Failure, SyncReport
     from homeroom.reports import SyncStatus
 
 EXIT_DRIFT = 2
@@ -46,114 +41,6 @@ EXIT_USAGE = 64
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h."""
 DEFAULT_HTTP = "127.0.0.1:8017"
-CLOSE_LIMIT_S = 1.5
-"""LLM clients kill a server that takes longer than two seconds to end."""
-OPEN_LATEST_S = 2.0
-"""A client that says nothing does not keep the bridge from starting for longer than this."""
-
-
-class DeferredApp:
-    """Stands for the app while it opens: every call waits until it is there.
-
-    So an LLM client gets its first answer before SQLite, nio and Letta are even imported.
-    """
-
-    def __init__(self) -> None:
-        self._wanted = anyio.Event()
-        self._opened = anyio.Event()
-        self._closing = anyio.Event()
-        self._closed = anyio.Event()
-        self._app: App | None = None
-
-    def open(self) -> None:
-        """Has the app opened now; otherwise the first call does, or ``OPEN_LATEST_S``."""
-        self._wanted.set()
-
-    async def hold(self, config: Config) -> None:
-        """Opens the app when it is wanted and keeps it open until ``close``; a loop of it that
-        dies raises here."""
-        with anyio.move_on_after(OPEN_LATEST_S):
-            await self._wanted.wait()
-        gc.freeze()  # what was imported so far stays for good: collections need not look at it
-        gc.enable()
-        from homeroom.app import open_app
-
-        try:
-            if not self._closing.is_set():
-                async with open_app(config) as self._app:
-                    self._opened.set()
-                    await self._closing.wait()
-        finally:
-            self._closed.set()
-
-    async def close(self) -> None:
-        """Has the app closed in order, so that others may take over at once, in bounded time."""
-        self._closing.set()
-        self._wanted.set()
-        with anyio.move_on_after(CLOSE_LIMIT_S):
-            await self._closed.wait()
-
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            self.open()
-            await self._opened.wait()
-            return await getattr(self._app, name)(*args, **kwargs)
-
-        return call
-
-
-# --- serving -------------------------------------------------------------------------------------
-
-
-async def _serve_stdio(config: Config) -> int:
-    from homeroom_tools.serve import build_server, run_stdio
-
-    deferred = DeferredApp()
-    server = build_server(cast("App", deferred))
-    async with background(partial(deferred.hold, config)):
-        code = await run_stdio(server, on_answered=deferred.open)
-        await deferred.close()
-        return code
-
-
-async def _serve_http(
-    config: Config, host: str, port: int, on_ready: Callable[[int], None], *loops: Loop
-) -> int:
-    """Serves until a signal. ``loops`` run beside it; one that raises ends it with its error."""
-    from homeroom_tools.serve import build_server, run_http
-
-    deferred, stop = DeferredApp(), anyio.Event()
-    deferred.open()
-    app = cast("App", deferred)
-    async with background(partial(deferred.hold, config), partial(_stop_on_signal, stop), *loops):
-        await run_http(
-            build_server(app),
-            host=host,
-            port=port,
-            token=config.http_token.get_secret_value(),
-            allowed_hosts=config.http_hosts,
-            hs_token=_hs_token(config),
-            health=app.health,
-            stop=stop,
-            on_ready=on_ready,
-        )
-        await deferred.close()
-    return 0
-
-
-def _hs_token(config: Config) -> str:
-    """What the homeserver proves itself with when it pushes; empty without Matrix."""
-    if not config.has_matrix or config.matrix_registration is None:
-        return ""
-    return load_registration(config.matrix_registration).hs_token.get_secret_value()
-
-
-async def _stop_on_signal(stop: anyio.Event) -> None:
-    if sys.platform == "win32":
-        return  # no signal receivers there; Ctrl-C raises KeyboardInterrupt as usual
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            stop.set()
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -177,9 +64,14 @@ def cli() -> None:
     """A home in Matrix for every Letta agent, and all of them in any LLM client over MCP."""
 
 
-def _start(config_path: Path | None, **settings: str) -> Config:
-    """The configuration, everything that can be wrong with it checked, and logging set up."""
+def _start(config_path: Path | None, **given: object) -> Config:
+    """The configuration, everything that can be wrong with it checked, and logging set up.
+
+    ``given`` are settings from the command line, which win; None is not given.
+    """
     config = load_config(config_path)
+    given = {name: value for name, value in given.items() if value is not None}
+    config = config.model_copy(update=given)
     if config.matrix_registration and config.has_matrix:
         load_registration(config.matrix_registration)
     setup_logging(config.log_level)
@@ -190,19 +82,35 @@ def _start(config_path: Path | None, **settings: str) -> Config:
 
 @cli.command()
 @click.option("--http", metavar="[HOST:]PORT", help="Serve HTTP at this address, not stdio.")
+@click.option("--stdio", is_flag=True, help="With --http: serve stdin and stdout as well.")
+@click.option("--read-only", is_flag=True, help="Only tools that change nothing.")
+@click.option("--toolsets", metavar="A,B", help="Instead of HOMEROOM_TOOLSETS.")
+@click.option("--exclude-tools", metavar="X,Y", help="Instead of HOMEROOM_EXCLUDE_TOOLS.")
 @_config_option
-def serve(http: str | None, config_path: Path | None) -> int:
+def serve(
+    http: str | None,
+    stdio: bool,
+    read_only: bool,
+    toolsets: str | None,
+    exclude_tools: str | None,
+    config_path: Path | None,
+) -> int:
     """Run the MCP server (stdio, or HTTP with --http) and the bridge."""
-    config = _start(config_path)
+    config = _start(
+        config_path,
+        read_only=read_only or None,
+        toolsets=split_names(toolsets) or None,
+        exclude_tools=split_names(exclude_tools) or None,
+    )
     if http is None:
         gc.disable()  # imports make many objects and no garbage; looking costs a tenth
-        return anyio.run(_serve_stdio, config)
+        return anyio.run(serve_stdio, config)
     host, port = _address(http)
 
     def ready(bound: int) -> None:
         click.echo(f"homeroom: MCP at http://{host}:{bound}/mcp", err=True)
 
-    return anyio.run(_serve_http, config, host, port, ready)
+    return anyio.run(partial(serve_http, config, host, port, ready, stdio=stdio))
 
 
 @cli.command()
@@ -210,11 +118,16 @@ def serve(http: str | None, config_path: Path | None) -> int:
 @click.option(
     "--confirm-removals", is_flag=True, help="Retire however many agents are gone from Letta."
 )
+@click.option("--audit", is_flag=True, help="Look at every room itself first.")
+@click.option("--invite", metavar="ID", default="", help="Invite this person again everywhere.")
 @click.option("--status", is_flag=True, help="Only say how the last sync ended.")
 @_config_option
-def sync(dry_run: bool, confirm_removals: bool, status: bool, config_path: Path | None) -> int:
+def sync(
+    dry_run: bool, confirm_removals: bool, audit: bool, invite: str, status: bool,
+    config_path: Path | None,
+) -> int:  # fmt: skip
     """Bring Matrix in step with Letta once. Exit code 0: in step, 2: drift left."""
-    if status and (dry_run or confirm_removals):
+    if status and (dry_run or confirm_removals or audit or invite):
         raise click.UsageError("--status goes with no other option: it changes nothing.")
     config = _start(config_path)
     if not config.has_matrix:
@@ -225,35 +138,41 @@ def sync(dry_run: bool, confirm_removals: bool, status: bool, config_path: Path 
         )
     if status:
         return anyio.run(_sync_status, config)
-    return anyio.run(_sync, config, dry_run, confirm_removals)
+    return anyio.run(_sync, config, dry_run, confirm_removals, audit, invite)
 
 
-async def _sync(config: Config, dry_run: bool, confirm_removals: bool) -> int:
+async def _sync(
+    config: Config, dry_run: bool, confirm_removals: bool, audit: bool, invite: str
+) -> int:
     from homeroom.app import open_app
-
-    def on_action(action: Action, failure: Failure | None) -> None:
-        mark = "FAILED" if failure else "done"
-        click.echo(f"{mark:6} {action.kind} {action.agent_name} {action.value}", err=True)
+    from homeroom.screen import open_sync_screen, print_report
 
     async with open_app(config, bridge=False) as app:
-        report = await app.sync_once(on_action, dry_run=dry_run, confirm_removals=confirm_removals)
-    _print_report(report)
+        with open_sync_screen() as screen:
+            report = await app.sync_once(
+                screen.on_action,
+                screen.on_progress,
+                dry_run=dry_run,
+                confirm_removals=confirm_removals,
+                audit=audit,
+                invite=invite,
+            )
+    print_report(report)
     return EXIT_DRIFT if report.left else 0
 
 
 async def _sync_status(config: Config) -> int:
     from homeroom.app import open_app
-    from homeroom_tools.text import ERROR_CHARS, clean_line
 
     async with open_app(config, bridge=False) as app:
         status = await app.sync_status()
     for label, text in _status_lines(status):
-        click.echo(f"{label:9} {clean_line(text, ERROR_CHARS)}")
+        click.echo(f"{label:9} {harmless(text)}")
     return 0 if status.in_step else EXIT_DRIFT
 
 
 def _status_lines(status: SyncStatus) -> Iterator[tuple[str, str]]:
-    from homeroom.model import utc_text
+    from homeroom.times import utc_text
 
     if not status.finished_ms:
         yield "last run", "none yet: run homeroom serve, or homeroom sync"
@@ -261,6 +180,9 @@ def _status_lines(status: SyncStatus) -> Iterator[tuple[str, str]]:
     yield "last run", utc_text(status.finished_ms)
     if status.error:
         yield "error", status.error
+    for outage in status.outages:
+        since, again = utc_text(outage.since_ms), utc_text(outage.next_try_ms)
+        yield "away", f"{outage.service} since {since}: {outage.reason} (next probe {again})"
     if (report := status.report) is None:
         return
     if status.error:
@@ -272,6 +194,8 @@ def _status_lines(status: SyncStatus) -> Iterator[tuple[str, str]]:
         action, again = failure.action, utc_text(failure.next_try_ms) if failure.next_try_ms else ""
         next_try = f"next try {again}" if again else "tried again only by homeroom sync"
         yield "failing", f"{action.agent_name}: {action.kind}: {failure.reason} ({next_try})"
+    for unread in report.unread:
+        yield "unread", unread
     failed = {failure.action for failure in report.failures}
     for action in report.left:
         if action not in failed:
@@ -279,32 +203,6 @@ def _status_lines(status: SyncStatus) -> Iterator[tuple[str, str]]:
             yield "left", f"{action.agent_name}: {action.kind}: {why}"
     if status.in_step:
         yield "left", "nothing: Matrix is in step with Letta"
-
-
-def _print_report(report: SyncReport) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    applied = set(report.applied)
-    reasons = {failure.action: failure.reason for failure in report.failures}
-    table = Table("agent", "action", "value", "why", "result")
-    for action in report.planned:
-        if action in reasons:
-            result = Text(f"failed: {reasons[action]}", "red")
-        elif action.held:
-            result = Text(f"held back: {action.held}", "yellow")
-        else:
-            result = Text("done", "green") if action in applied else Text("to do")
-        row = (action.agent_name, action.kind, action.value, action.reason)
-        table.add_row(*(Text(cell) for cell in row), result)
-    console = Console()
-    if report.planned:
-        console.print(table)
-    agents, actions = _count(report.agent_count, "agent"), _count(len(report.planned), "action")
-    planned = f"{agents}, {actions} planned, "
-    done = f"{len(report.applied)} done, {len(report.left)} left, {report.duration_s:.1f} s"
-    console.print(planned + done, highlight=False)
 
 
 def _count(number: int, noun: str) -> str:
@@ -338,14 +236,17 @@ def registration(url: str | None, out: Path, server_name: str | None, force: boo
     return 0
 
 
-@cli.command()
+@cli.group(invoke_without_command=True)
 @_config_option
-def doctor(config_path: Path | None) -> int:
+@click.pass_context
+def doctor(context: click.Context, config_path: Path | None) -> int:
     """Check everything, one line each with the fix. Exit code 0 only if all is well."""
+    if context.invoked_subcommand:
+        return 0
     try:
         config = load_config(config_path)
     except ConfigError as error:
-        click.echo(f"✗ configuration  {error}")
+        click.echo(f"✗ configuration  {harmless(str(error))}")
         return EXIT_CONFIG
     setup_logging("ERROR")
     return anyio.run(_doctor, config)
@@ -357,9 +258,9 @@ async def _doctor(config: Config) -> int:
     sick = False
     async for check in examine(config):
         sick = sick or not check.passed
-        click.echo(f"{'✓' if check.passed else '✗'} {check.name:14} {check.detail}")
+        click.echo(f"{'✓' if check.passed else '✗'} {check.name:14} {harmless(check.detail)}")
         if not check.passed and check.fix:
-            click.echo(f"  {'':14} → {check.fix}")
+            click.echo(f"  {'':14} → {harmless(check.fix)}")
     return 1 if sick else 0
 
 
@@ -386,7 +287,7 @@ def up(http: str, directory: Path | None) -> int:
         setup_logging(os.environ.get("HOMEROOM_LOG_LEVEL", "WARNING").upper())
         anyio.run(stack.seed)
         welcome = partial(_print_welcome, stack, host)
-        return anyio.run(_serve_http, config, host, port, welcome, stack.watch)
+        return anyio.run(serve_http, config, host, port, welcome, stack.watch)
     finally:
         stack.stop()
 
@@ -433,6 +334,10 @@ def demo(keep: bool) -> int:
 
 
 add_commands(cli, _start, _config_option)
+add_room_commands(doctor, _start, _config_option)
+add_import(cli, _start, _config_option)
+add_token_commands(cli, _start, _config_option)
+add_resume(cli, _start, _config_option)
 
 
 def main() -> None:
@@ -445,10 +350,10 @@ def main() -> None:
         error.show()
         code = EXIT_USAGE if isinstance(error, click.UsageError) else error.exit_code
     except ConfigError as error:
-        click.echo(f"homeroom: {error}", err=True)
+        click.echo(f"homeroom: {harmless(str(error))}", err=True)
         code = EXIT_CONFIG
     except HomeroomError as error:
-        click.echo(f"homeroom: {error}", err=True)
+        click.echo(f"homeroom: {harmless(str(error))}", err=True)
         code = 1
     except BaseExceptionGroup as group:
         known, unknown = group.split(HomeroomError)
@@ -457,7 +362,7 @@ def main() -> None:
         first: BaseException = known
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]
-        click.echo(f"homeroom: {first}", err=True)
+        click.echo(f"homeroom: {harmless(str(first))}", err=True)
         code = EXIT_CONFIG if isinstance(first, ConfigError) else 1
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -14,7 +14,8 @@ from typing import Any
 import nh3
 from markdown_it import MarkdownIt
 
-from homeroom.model import ItemKind, Json, NewItem, RoomId
+from homeroom.items import ItemKind, NewItem, lane_of_room
+from homeroom.model import Json
 
 CHUNK_CHARS = 12_000
 CONTENT_BYTES = 60_000
@@ -31,10 +32,6 @@ _ALLOWED_TAGS = {
 }
 """What Matrix clients are advised to show, less what no agent needs.
 Source: https://spec.matrix.org/v1.16/client-server-api/#mroommessage-msgtypes"""
-
-
-def lane_of_room(room_id: RoomId) -> str:
-    return f"room:{room_id}"
 
 
 def reply_content(text: str, *, notice: bool, reply_to: str | None, thread: str | None) -> Json:
@@ -97,7 +94,7 @@ def text_items(
         pieces = contents(limit)
     return [
         NewItem(
-            lane=lane_of_room(RoomId(room_id)),
+            lane=lane_of_room(room_id),
             kind=ItemKind.POST,
             payload={"ghost": ghost, "room_id": room_id, "content": content},
             dedupe_key=dedupe_key if number == 0 else f"{dedupe_key}:{number}",

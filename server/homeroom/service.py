@@ -57,12 +57,24 @@ class Service(Generic[T]):
                 )  # fmt: skip
                 await anyio.sleep(wait_s)
 
+    @property
+    def problem(self) -> str:
+        """Why it cannot be used now; empty while it is connected."""
+        if self._service is not None:
+            return ""
+        return str(self.error or f"{self._name} is not connected yet")
+
     async def get(self) -> T:
         """The connected service; raises why there is none as soon as that is known."""
         await self._tried.wait()
         if self._service is None:
             raise self.error or Unavailable("store", f"{self._name} is not connected")
         return self._service
+
+    async def is_connected(self) -> bool:
+        """Whether it is, as soon as that is known."""
+        await self._tried.wait()
+        return self._service is not None
 
     async def wait(self) -> T:
         """The connected service, however long it takes."""

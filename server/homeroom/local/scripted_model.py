@@ -1,8 +1,7 @@
 """A language model that follows a script: an OpenAI-compatible server on loopback.
 
-Owns what the tests, the demo and ``homeroom up`` without a key use as a model. Deterministic,
-offline, no key. What it says is decided by the pure function ``decide`` from the request alone;
-the rest is HTTP. Invariant: the same messages get the same answer, from any process.
+Owns what the tests, the demo and ``homeroom up`` without a key use as a model. What it says is
+decided by the pure ``decide``, from the request alone; the same messages get the same answer.
 
 With directives the last user message is the script, one directive per line: ``!say TEXT``,
 ``!tool NAME {json}`` (repeated: one step each, then "done: <result>"), ``!words N``,
@@ -300,6 +299,7 @@ class _Server:
         self._count = itertools.count(1)
         self._stats = {"requests": 0, "chat": 0, "embeddings": 0, "in_flight": 0, "most": 0}
         self._bodies: list[Json] = []
+        self._streamed: dict[str, int] = {}
 
     def app(self) -> Starlette:
         routes = [
@@ -316,7 +316,7 @@ class _Server:
         self._stats[kind] += 1
 
     async def _show_stats(self, _: Request) -> Response:
-        return JSONResponse({**self._stats, "bodies": self._bodies})
+        return JSONResponse({**self._stats, "bodies": self._bodies, "streamed": self._streamed})
 
     async def _models(self, _: Request) -> Response:
         about = {"object": "model", "max_model_len": CONTEXT_TOKENS, "owned_by": "homeroom"}
@@ -368,7 +368,7 @@ class _Server:
         usage["total_tokens"] = sum(usage.values())
         if body.get("stream"):
             told = usage if (body.get("stream_options") or {}).get("include_usage") else None
-            pieces = _stream(head, answer, number, told)
+            pieces = _stream(head, answer, number, told, self._streamed)
             if answer.fate == "die":
                 return _Cut(pieces, "text/event-stream")
             return StreamingResponse(pieces, media_type="text/event-stream")
@@ -385,7 +385,7 @@ class _Server:
 
 
 async def _stream(
-    head: Json, answer: Answer, number: int, usage: Json | None
+    head: Json, answer: Answer, number: int, usage: Json | None, streamed: dict[str, int]
 ) -> AsyncIterator[str]:
     """Server-sent events of one answer; one that dies ends after its second word."""
 
@@ -399,9 +399,9 @@ async def _stream(
     for count, word in enumerate(re.findall(r"\S+\s*|\s+", answer.text)):
         if answer.fate == "die" and count == 2:
             return
-        if count:
-            await asyncio.sleep(answer.chunk_delay_s)
+        await asyncio.sleep(answer.chunk_delay_s if count else 0)
         yield event({"content": word})
+        streamed |= {answer.text: streamed.get(answer.text, 0) + 1} if answer.chunk_delay_s else {}
     if answer.fate == "die":
         return
     for index, call in enumerate(answer.calls):
@@ -464,8 +464,8 @@ class ScriptedModel:
         return self
 
     def stats(self) -> Json:
-        """Counters ``requests``, ``chat``, ``embeddings``, ``in_flight``, ``most`` (in flight at
-        once), and ``bodies``, the last requests. Only with directives."""
+        """Counters ``requests``, ``chat``, ``embeddings``, ``in_flight``, ``most`` (at once),
+        ``bodies`` (the last requests) and ``streamed`` (slow answer -> words sent)."""
         stats: Json = json.loads(self._get("/stats"))
         return stats
 

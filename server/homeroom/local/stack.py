@@ -15,12 +15,12 @@ from pathlib import Path
 
 import anyio
 
-from homeroom.config import new_registration, write_registration
 from homeroom.errors import Rejected
 from homeroom.local.app_server import AppServer, ModelProvider, provider_from_environment
 from homeroom.local.scripted_model import ScriptedModel
 from homeroom.local.synapse import Synapse
 from homeroom.model import Agent
+from homeroom.registration import new_registration, write_registration
 
 SERVER_NAME = "homeroom.local"
 PERSON = "you"

@@ -1,0 +1,156 @@
+"""What a memory block becomes when it is edited, how a change is told, and how text is found. Pure.
+
+Owns the rules of editing and of taking a change back. Knows no store, no clock and no wire.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import takewhile
+
+from homeroom.errors import Conflict, LimitExceeded, Misuse, NotFound
+from homeroom.model import Block
+from homeroom.reading import BlockVersion, Edit, MemoryHit
+
+SNIPPET_CHARS = 600
+"""Longest piece of a block that a hit shows, in characters."""
+DIFF_CHARS = 4000
+"""Longest diff, in characters; a longer one is cut."""
+DIFF_LINES = 2000
+"""More lines on a side are not compared: that takes time in the square of them."""
+
+
+# --- changing ------------------------------------------------------------------------------------
+
+
+def block_after_edit(block: Block, edit: Edit) -> str:
+    """The new value of ``block``; pure. ``limit`` is checked here because Letta does not.
+
+    Raises Conflict, LimitExceeded, Misuse.
+    """
+    what = f"The memory block {block.label!r}"
+    if block.read_only and not edit.force:
+        raise Misuse(
+            f"{what} is read-only. Nothing was written; pass force=true if it shall be changed all"
+            " the same."
+        )
+    if edit.expected_revision and edit.expected_revision != block.revision:
+        raise Conflict(what, edit.expected_revision, block.revision)
+    value = edit.value
+    if edit.mode == "append":
+        value = f"{block.value}\n{value}" if block.value and value else block.value + value
+    elif edit.mode == "replace_text":
+        count = block.value.count(edit.old_text) if edit.old_text else 0
+        if count != 1:
+            raise Misuse(
+                f"old_text occurs {count} times in the memory block {block.label!r}; it must"
+                " occur exactly once. Nothing was written; read the block and quote more of it."
+            )
+        value = block.value.replace(edit.old_text, value)
+    elif edit.old_text:
+        raise Misuse("old_text goes with mode=replace_text only. Nothing was written.")
+    elif block.value and not value and not (edit.expected_revision or edit.restores):
+        raise Misuse(
+            f"This would empty the memory block {block.label!r}. Nothing was written; pass its"
+            " revision as expected_revision if that is meant."
+        )
+    if block.limit and len(value) > block.limit:
+        raise LimitExceeded(what, block.limit, len(value), "characters")
+    return value
+
+
+def undoing(block: Block, versions: Sequence[BlockVersion], edit: Edit) -> Edit:
+    """The edit that takes the change back which made the revision ``edit.undo_of``. Pure.
+
+    It has to be the block's present one, so that no later change is lost with it, unless
+    ``expected_revision`` says that the present one is known.
+    """
+    if edit.value or edit.old_text or edit.mode != "replace":
+        raise Misuse("undo_of goes without value, mode and old_text. Nothing was written.")
+    made = next((v for v in versions if v.revision == edit.undo_of and v.replaced), None)
+    before = made and next((v for v in versions if v.revision == made.replaced), None)
+    if before is None:
+        known = [v.revision for v in versions if v.replaced]
+        advice = "get_agent_memory with history=true lists what can be undone."
+        raise NotFound("kept change with the revision", edit.undo_of, known[:5], advice)
+    if not edit.expected_revision and edit.undo_of != block.revision:
+        raise Conflict(f"The memory block {block.label!r}", edit.undo_of, block.revision)
+    return replace(edit, mode="replace", value=before.value, undo_of="", restores=True)
+
+
+def diff_of(before: str, after: str) -> str:
+    """A unified diff of two values without file names, at most ``DIFF_CHARS`` long. Pure."""
+    old, new = before.splitlines(), after.splitlines()
+    # What both begin and end with need not be compared; it is most of a long block.
+    head = sum(1 for _ in takewhile(_is_same, zip(old, new, strict=False)))
+    tails = zip(reversed(old[head:]), reversed(new[head:]), strict=False)
+    tail = sum(1 for _ in takewhile(_is_same, tails))
+    context_from, old_to, new_to = max(0, head - 1), len(old) - tail, len(new) - tail
+    if max(old_to, new_to) - head > DIFF_LINES:
+        return f"@@ {old_to - head} lines were replaced by {new_to - head} @@"
+    # One line of context on either side.
+    lines = difflib.unified_diff(
+        old[context_from : old_to + 1], new[context_from : new_to + 1], lineterm="", n=1
+    )
+    text = "\n".join(line for line in lines if not line.startswith(("--- ", "+++ ")))
+    shifted = _shift(text, context_from)
+    return shifted if len(shifted) <= DIFF_CHARS else shifted[: DIFF_CHARS - 2] + "\n…"
+
+
+def with_diffs(versions: Sequence[BlockVersion]) -> tuple[BlockVersion, ...]:
+    """``versions`` (newest first), each with what it changed against the one before it. Pure."""
+    by_revision = {(v.label, v.revision): v for v in versions}
+
+    def diff(version: BlockVersion) -> str:
+        before = by_revision.get((version.label, version.replaced))
+        return diff_of(before.value, version.value) if before else ""
+
+    return tuple(replace(version, diff=diff(version)) for version in versions)
+
+
+def _is_same(pair: tuple[str, str]) -> bool:
+    return pair[0] == pair[1]
+
+
+def _shift(diff: str, by: int) -> str:
+    """Line numbers of the whole text in the place of those of the part that was compared."""
+
+    def moved(match: re.Match[str]) -> str:
+        return f"@@ -{int(match[1]) + by}{match[2]} +{int(match[3]) + by}{match[4]} @@"
+
+    return re.sub(r"(?m)^@@ -(\d+)(\S*) \+(\d+)(\S*) @@$", moved, diff)
+
+
+# --- searching -----------------------------------------------------------------------------------
+
+
+def block_hits(blocks: Sequence[Block], query: str) -> list[MemoryHit]:
+    """Paragraphs of blocks with all words of ``query`` in them, those with the very words first.
+
+    Pure. Case and the number of spaces do not count.
+    """
+    words = query.casefold().split()
+    phrase = " ".join(words)
+    exact: list[MemoryHit] = []
+    other: list[MemoryHit] = []
+    for block in blocks:
+        for paragraph in re.split(r"\n\s*\n", block.value):
+            folded = " ".join(paragraph.casefold().split())
+            if all(word in folded for word in words):
+                hit = MemoryHit("block", block.label, _snippet(paragraph.strip(), words))
+                (exact if phrase in folded else other).append(hit)
+    return exact + other
+
+
+def _snippet(paragraph: str, words: Sequence[str]) -> str:
+    """As much of a paragraph around the first of the words as a hit may show."""
+    if len(paragraph) <= SNIPPET_CHARS:
+        return paragraph
+    at = min(max(0, paragraph.casefold().find(word)) for word in words)
+    begin = max(0, min(at - SNIPPET_CHARS // 3, len(paragraph) - SNIPPET_CHARS))
+    end = begin + SNIPPET_CHARS
+    before, after = "…" if begin else "", "…" if end < len(paragraph) else ""
+    return before + paragraph[begin:end] + after
