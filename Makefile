@@ -2,9 +2,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
-SOURCES := server tools tests benchmarks
+SOURCES := server tools tests benchmarks bundle
 
-.PHONY: demo up test lint bench
+.PHONY: demo up test lint conformance bundle bench soak
 demo: $(VENV)/.local
 	$(BIN)/homeroom demo
 
@@ -20,8 +20,17 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+conformance: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/contract/test_conformance.py $(ARGS)
+
+bundle: $(VENV)/bin/python
+	$(BIN)/python bundle/build.py $(ARGS)
+
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+soak: $(VENV)/.dev
+	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -7,45 +7,57 @@ else; the message is on its lane before the wait begins.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import anyio
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.tools import Tool
 from pydantic import Field
 
-from homeroom.model import ReplyView
+from homeroom.background import background
+from homeroom.items import Priority, ReplyView
 from homeroom_tools import views
+from homeroom_tools.agents import AgentRef
+from homeroom_tools.caller import current_caller, current_principal
 from homeroom_tools.text import NAME_CHARS, clean_line
-from homeroom_tools.toolkit import make_tool
+from homeroom_tools.toolkit import make_reader, make_tool
 
 if TYPE_CHECKING:
     from homeroom.app import App
 
 HEARTBEAT_S = 5.0
 """Longest silence towards a waiting client, in seconds; some count 10 s of it as a lost call."""
+FIND_S = 10.0
+"""How long the agent is looked for at least, in seconds, however short the wait for its answer."""
 DELTA_INTERVAL_S = 0.5
 """Least time between two progress notifications with pieces of the answer, in seconds."""
 DELTA_CHARS = 200
 """Longest piece of the answer in one progress notification, in characters."""
+AGENT_SAYS = "the agent says: "
+"""Begins a progress message that is not ours."""
 UNNAMED_CLIENT = "an MCP client"
 
-AgentRef = Annotated[str, Field(min_length=1, description="The agent's id or its exact name.")]
-Message = Annotated[
-    str, Field(min_length=1, description="What to say to the agent; passed on as it is.")
-]
+Message = Annotated[str, Field(min_length=1, description="Passed on as is.")]
 Wait = Annotated[
     float,
-    Field(ge=0, le=50, allow_inf_nan=False, description="Longest wait for the answer, in seconds."),
+    Field(ge=0, le=50, allow_inf_nan=False, description="Seconds to wait."),
 ]
-Mirror = Annotated[
-    bool,
-    Field(description="Show the message and the answer in the agent's Matrix room, as a notice."),
+Mirror = Annotated[bool, Field(description="Show it in the agent's room.")]
+IdempotencyKey = Annotated[
+    str,
+    Field(max_length=200, description="Same key: same message."),
 ]
-ReplyId = Annotated[
-    str, Field(min_length=1, description="reply_id that chat_with_agent gave back.")
+PriorityName = Annotated[
+    Literal["low", "normal", "high", "urgent"], Field(description="Among waiting ones.")
 ]
+ExpiresAfter = Annotated[
+    float, Field(allow_inf_nan=False, description="Not sent if it waits longer. 0: it may.")
+]
+Offset = Annotated[int, Field(ge=0, description="Characters to skip.")]
+ReplyId = Annotated[str, Field(min_length=1, description="From chat_with_agent.")]
 
 
 class Waiting:
@@ -61,38 +73,55 @@ class Waiting:
         """Takes the next piece of the answer; what has gathered is sent twice a second at most."""
         self._unsent = (self._unsent + piece)[-10 * DELTA_CHARS :]
         if self._clock() - self._last_sent >= DELTA_INTERVAL_S:
-            await self._send(self._unsent)
+            await self._send(_quoted(self._unsent))
 
     async def heartbeat(self, view: ReplyView) -> None:
         """Says where the answer stands, unless pieces of it just said so."""
         if self._unsent:
-            await self._send(self._unsent)
+            await self._send(_quoted(self._unsent))
         elif view.place_in_lane:
             await self._send(f"waiting: {view.place_in_lane} earlier messages to the agent")
         else:
             await self._send("waiting: the agent is at work")
 
+    @asynccontextmanager
+    async def beating(self, text: str) -> AsyncIterator[None]:
+        """Says ``text`` every few seconds while the body runs."""
+
+        async def beat() -> None:
+            while True:
+                await anyio.sleep(HEARTBEAT_S)
+                await self._send(text)
+
+        async with background(beat):
+            yield
+
     async def _send(self, text: str) -> None:
         self._count += 1
         self._unsent = ""
         self._last_sent = self._clock()
-        # The end of a long piece is what is new.
-        await self._ctx.report_progress(
-            self._count, message=clean_line(text[-DELTA_CHARS:], DELTA_CHARS)
-        )
+        await self._ctx.report_progress(self._count, message=text)
+
+
+def _quoted(said: str) -> str:
+    """The end of what the agent said, which is what is new, marked as the agent's words."""
+    return AGENT_SAYS + clean_line(said[-DELTA_CHARS:], DELTA_CHARS)
 
 
 def chat_tools(app: App) -> list[Tool]:
     """The tools of this module, bound to ``app``."""
 
-    async def wait(ctx: Context[Any, Any], reply_id: str, wait_s: float) -> views.Reply:
-        progress = Waiting(ctx)
-        deadline = monotonic() + wait_s
+    async def wait(
+        progress: Waiting, reply_id: str, deadline: float, offset: int = 0
+    ) -> views.Reply:
+        caller = current_caller()
         while True:
             left_s = max(0.0, deadline - monotonic())
-            view = await app.wait_reply(reply_id, min(left_s, HEARTBEAT_S), progress.on_delta)
+            view = await app.wait_reply(
+                reply_id, min(left_s, HEARTBEAT_S), progress.on_delta, caller=caller
+            )
             if view.status != "pending" or left_s <= HEARTBEAT_S:
-                return views.reply(view)
+                return views.reply(view, offset)
             await progress.heartbeat(view)
 
     async def chat_with_agent(
@@ -101,41 +130,42 @@ def chat_tools(app: App) -> list[Tool]:
         message: Message,
         wait_s: Wait = 45,
         mirror: Mirror = True,
+        idempotency_key: IdempotencyKey = "",
+        priority: PriorityName = "normal",
+        expires_after_s: ExpiresAfter = 0,
     ) -> views.Reply:
-        """Sends a message to a Letta agent and gives back its answer. The agent remembers earlier
-        conversations, so say only what is new. An answer that takes longer than wait_s comes back
-        as pending with a reply_id: the message has been delivered, so call get_reply and never
-        send it again. Messages to one agent are answered one after the other.
+        """Sends a message to a Letta agent and returns its answer. It remembers: say only what is
+        new. If it takes longer than wait_s, status is pending: call get_reply, never resend. The
+        same text within 10 s is one message. At most 100000 characters.
         """
-        reply_id = await app.chat(agent, message, client=_client_of(ctx), mirror=mirror)
-        return await wait(ctx, reply_id, wait_s)
+        progress, deadline = Waiting(ctx), monotonic() + wait_s
+        async with progress.beating("looking for the agent"):
+            reply_id = await app.chat(
+                agent, message, client=_client_of(ctx), mirror=mirror, caller=current_caller(),
+                from_agent=current_principal().agent, idempotency_key=idempotency_key,
+                priority=Priority[priority.upper()], expires_after_s=expires_after_s,
+                find_s=max(wait_s, FIND_S),
+            )  # fmt: skip
+        return await wait(progress, reply_id, deadline)
 
     async def get_reply(
-        ctx: Context[Any, Any], reply_id: ReplyId, wait_s: Wait = 45
+        ctx: Context[Any, Any], reply_id: ReplyId, wait_s: Wait = 45, offset: Offset = 0
     ) -> views.Reply:
-        """Gives back the answer to an earlier chat_with_agent that came back as pending, waiting
-        up to wait_s for it. May be repeated as often as needed, also after a restart of the
-        server.
+        """Returns the answer to a pending chat_with_agent, or with offset the rest of a long one.
+        Repeat as needed, also after a restart.
         """
-        return await wait(ctx, reply_id, wait_s)
+        return await wait(Waiting(ctx), reply_id, monotonic() + wait_s, offset)
 
     return [
         make_tool(
             chat_with_agent,
-            title="Chat with an agent",
+            title="Chat",
             read_only=False,
             destructive=False,
             idempotent=False,
             open_world=True,  # the agent has tools of its own
         ),
-        make_tool(
-            get_reply,
-            title="Get an agent's reply",
-            read_only=True,
-            destructive=False,
-            idempotent=True,
-            open_world=False,
-        ),
+        make_reader(get_reply, title="Get a reply"),
     ]
 
 

@@ -1,90 +1,94 @@
-"""The tools about an agent's memory: ``get_agent_memory`` and ``update_agent_memory``."""
+"""The tools about an agent's memory: read, change, take back, search."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from mcp.server.mcpserver.tools import Tool
 from pydantic import Field
 
-from homeroom_tools import views
-from homeroom_tools.toolkit import make_tool
+from homeroom.reading import Edit
+from homeroom_tools import memory_views as views
+from homeroom_tools.agents import AgentRef, Cursor, Limit
+from homeroom_tools.caller import current_caller
+from homeroom_tools.toolkit import make_reader, make_tool
 
 if TYPE_CHECKING:
     from homeroom.app import App
 
-AgentRef = Annotated[str, Field(min_length=1, description="The agent's id or its exact name.")]
-AnyLabel = Annotated[str, Field(description="Label of the one block to read; empty: all blocks.")]
-Label = Annotated[str, Field(min_length=1, description="Label of the block to change.")]
-Value = Annotated[
-    str, Field(description="The new text: of the whole block, or of the part replace_text names.")
+AnyLabel = Annotated[str, Field(description="Only this block.")]
+History = Annotated[bool, Field(description="Also earlier versions.")]
+Offset = Annotated[int, Field(ge=0, description="Characters to skip.")]
+Label = Annotated[str, Field(min_length=1, description="Of the block.")]
+Value = Annotated[str, Field(description="New text.")]
+Mode = Annotated[
+    Literal["replace", "replace_text", "append"],
+    Field(description="replace: the whole block."),
 ]
-ReplaceText = Annotated[
+OldText = Annotated[str, Field(description="For replace_text; occurs once.")]
+ExpectedRevision = Annotated[str, Field(description="revision you read.")]
+UndoOf = Annotated[
     str,
-    Field(
-        description="Replace only this text, which must occur exactly once in the block; "
-        "empty: the whole block."
-    ),
+    Field(description="revision whose change to take back; no value."),
 ]
-ExpectedRevision = Annotated[
-    str,
-    Field(
-        description="revision of the block as you read it; if it has changed since, nothing is "
-        "written. Empty: not checked."
-    ),
-]
-Force = Annotated[bool, Field(description="Write even if the block is read-only.")]
+Force = Annotated[bool, Field(description="Even if read-only.")]
+Query = Annotated[str, Field(min_length=1, description="Words.")]
 
 
 def memory_tools(app: App) -> list[Tool]:
     """The tools of this module, bound to ``app``."""
 
-    async def get_agent_memory(agent: AgentRef, label: AnyLabel = "") -> views.AgentMemory:
-        """Reads an agent's memory blocks: what it knows about itself, its people and its work, as
-        it stands in every one of its prompts. Give a label to get one block only, which also helps
-        if a value came back truncated.
+    async def get_agent_memory(
+        agent: AgentRef, label: AnyLabel = "", history: History = False, offset: Offset = 0
+    ) -> views.AgentMemory:
+        """Reads an agent's memory blocks, which stand in all its prompts. Use it before a change.
+        If truncated, give label and offset. history: 20 versions of what was changed here.
         """
-        found, blocks = await app.get_memory(agent, label)
-        return views.agent_memory(found, blocks)
+        view = await app.get_memory(agent, label, history=history)
+        return views.agent_memory(view, offset, label, history=history)
 
     async def update_agent_memory(
         agent: AgentRef,
         label: Label,
-        value: Value,
-        replace_text: ReplaceText = "",
+        value: Value = "",
+        mode: Mode = "replace",
+        old_text: OldText = "",
         expected_revision: ExpectedRevision = "",
+        undo_of: UndoOf = "",
         force: Force = False,
     ) -> views.UpdatedMemory:
-        """Changes one memory block of an agent, from its next turn on. Read the block first and
-        hand its revision back as expected_revision, so that nobody's change is lost; prefer
-        replace_text to rewriting a long block. A text over the block's limit, or a read-only block
-        without force, is refused and nothing is written. Returns the block as it is now.
+        """Changes one memory block of an agent, from its next turn on. Read it first and pass its
+        revision: if it changed since, or the text exceeds the block's limit, nothing is written.
+        Prefer replace_text or append (on a new line). 20 versions are kept for undo_of.
         """
-        found, block = await app.update_memory(
-            agent,
-            label,
-            value,
-            replace_text=replace_text,
+        edit = Edit(
+            value=value,
+            mode=mode,
+            old_text=old_text,
             expected_revision=expected_revision,
             force=force,
+            undo_of=undo_of,
         )
-        return views.updated_memory(found, block)
+        change = await app.update_memory(agent, label, edit, caller=current_caller())
+        return views.updated_memory(change)
+
+    async def search_agent_memory(
+        agent: AgentRef, query: Query, limit: Limit = 10, cursor: Cursor = ""
+    ) -> views.Hits:
+        """Searches an agent's blocks by text, then its archival passages, if Letta has them. Use it
+        for what is too long to read. 100 passages at most.
+        """
+        return views.memory_hits(await app.search_memory(agent, query, limit, cursor), limit)
 
     return [
-        make_tool(
-            get_agent_memory,
-            title="Read an agent's memory",
-            read_only=True,
-            destructive=False,
-            idempotent=True,
-            open_world=False,
-        ),
+        make_reader(get_agent_memory, title="Read memory"),
         make_tool(
             update_agent_memory,
-            title="Change an agent's memory",
+            title="Change memory",
             read_only=False,
             destructive=True,
-            idempotent=False,  # a second replace_text finds the new text, or nothing
+            idempotent=False,  # a second append appends twice
             open_world=False,
         ),
+        make_reader(search_agent_memory, title="Search memory"),
     ]

@@ -1,8 +1,9 @@
 """What the homeserver may ask of an application service that has a URL.
 
-Owns these routes and their guard, the hs_token. The hub's /sync is the log of what was said, so a
-push is taken and not read: it could only tell what the sync tells anyway, and pushes that wait in
-a homeserver are lost when it restarts. Invariant: whoever lacks the token learns nothing.
+Owns these routes and their guard, the hs_token. The hub's /sync is the log of what was said, and
+pushes that wait in a homeserver are lost when it restarts; so a push is read for one thing alone:
+which of our users were invited somewhere, which the hub cannot see. Even that is only a hint to ask
+them. Invariants: whoever lacks the token learns nothing; no push is refused for what it says.
 
 Source: https://spec.matrix.org/v1.16/application-service-api/
 """
@@ -11,45 +12,65 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 from typing import TYPE_CHECKING
 
+from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
 
     from starlette.requests import Request
+
+    Heard = Callable[[Collection[str]], Awaitable[None]]
 
 PUSH_PATH = "/_matrix/app/"
 """All paths below it are the homeserver's."""
 MAX_PUSH_BYTES = 64 * 1024 * 1024
 """Largest push, in bytes; a homeserver sends a hundred events of up to 64 KiB at once, and as much
-again of other things, and repeats for ever what is refused. It is never held in memory."""
+again of other things, and repeats for ever what is refused. It is not held in memory."""
+MAX_READ_BYTES = 1024 * 1024
+"""Largest push that is looked into, in bytes. A larger one is a flood; its invitations are found
+when the ghosts are asked in turn."""
+MAX_INVITED = 200
+"""Most users of one push that are handed on: a push has a hundred events."""
 
 
-def push_routes(hs_token: str) -> list[Route]:
-    """The routes that a homeserver with ``hs_token`` uses."""
+def push_routes(hs_token: str, on_push: Heard) -> list[Route]:
+    """The routes that a homeserver with ``hs_token`` uses.
+
+    ``on_push`` hears of every push, after it was answered, with the users it says were invited.
+    """
     digest = hashlib.sha256(hs_token.encode()).digest()
 
-    def guarded(answer: JSONResponse) -> Callable[[Request], Awaitable[JSONResponse]]:
+    def guarded(
+        answer: JSONResponse, heard: Heard | None = None
+    ) -> Callable[[Request], Awaitable[JSONResponse]]:
         async def serve(request: Request) -> JSONResponse:
             given = _token_of(request)
             if not given:
                 return _error(401, "M_MISSING_TOKEN", "The hs_token is needed.")
             if not hmac.compare_digest(hashlib.sha256(given.encode()).digest(), digest):
                 return _error(403, "M_FORBIDDEN", "This is not the hs_token.")
-            return await _refuse_if_too_large(request) or answer
+            body = await _read(request)
+            if body is None:
+                return _error(413, "M_TOO_LARGE", f"A push may have {MAX_PUSH_BYTES} bytes.")
+            if heard is None:
+                return answer
+            return JSONResponse({}, background=BackgroundTask(heard, invited_users(body)))
 
         return serve
 
-    taken = guarded(JSONResponse({}))
+    taken = guarded(JSONResponse({}), on_push)
+    pinged = guarded(JSONResponse({}))
     nobody = guarded(_error(404, "M_NOT_FOUND", "It is made by Homeroom or it does not exist."))
     unknown = guarded(_error(404, "M_UNRECOGNIZED", "Homeroom has no such endpoint."))
     v1 = f"{PUSH_PATH}v1"
     return [
         Route(f"{v1}/transactions/{{txn_id}}", taken, methods=["PUT"]),
-        Route(f"{v1}/ping", taken, methods=["POST"]),
+        Route(f"{v1}/ping", pinged, methods=["POST"]),
         Route(f"{v1}/users/{{user_id}}", nobody, methods=["GET"]),
         Route(f"{v1}/rooms/{{alias:path}}", nobody, methods=["GET"]),
         Route(
@@ -68,16 +89,41 @@ def _token_of(request: Request) -> str:
     return request.query_params.get("access_token", "")
 
 
-async def _refuse_if_too_large(request: Request) -> JSONResponse | None:
-    """Reads the body to its end and forgets it: a connection with an unread body is of no more
-    use, and the homeserver would take the break for a failure."""
-    too_large = _error(413, "M_TOO_LARGE", f"A push may have {MAX_PUSH_BYTES} bytes.")
-    size = 0
+def invited_users(body: bytes) -> list[str]:
+    """The users that a push says were invited somewhere; none if it says something else.
+
+    Source: https://spec.matrix.org/v1.16/application-service-api/#put_matrixappv1transactionstxnid
+    """
+    try:
+        pushed = json.loads(body)
+    except (ValueError, RecursionError):
+        return []
+    events = pushed.get("events") if isinstance(pushed, dict) else None
+    found: dict[str, None] = {}
+    for event in events if isinstance(events, list) else ():
+        content = event.get("content") if isinstance(event, dict) else None
+        if not isinstance(content, dict) or content.get("membership") != "invite":
+            continue
+        user = event.get("state_key")
+        if event.get("type") == "m.room.member" and isinstance(user, str) and len(user) <= 255:
+            found[user] = None
+    return list(found)[:MAX_INVITED]
+
+
+async def _read(request: Request) -> bytes | None:
+    """The body, read to its end; None if it is too large, empty if it is too large to look into.
+
+    A connection with an unread body is of no more use, and the homeserver would take the break
+    for a failure.
+    """
+    kept, size = bytearray(), 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > MAX_PUSH_BYTES:
-            return too_large
-    return None
+            return None
+        if size <= MAX_READ_BYTES:
+            kept += chunk
+    return bytes(kept) if size <= MAX_READ_BYTES else b""
 
 
 def _error(status: int, code: str, why: str) -> JSONResponse:

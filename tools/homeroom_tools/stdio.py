@@ -4,9 +4,8 @@ Owns the life of a stdio process: what ends it (EOF, a signal, a parent that is 
 does end. Invariant: stdout carries nothing but protocol, and ``run_stdio`` always returns, so the
 caller's own clean-up runs.
 
-Three things the SDK's stdio loop does not do: its reader sits in a thread that a signal cannot
-interrupt, so the process would hang; it dies of SIGTERM without clean-up; and it pins the protocol
-era at ``server/discover``, so a client that probes and then falls back is refused.
+Two things the SDK's stdio loop does not do: its reader sits in a thread that a signal cannot
+interrupt, so the process would hang; and it dies of SIGTERM without clean-up.
 """
 
 from __future__ import annotations
@@ -23,20 +22,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 from mcp.server.stdio import stdio_server
-from mcp.shared.message import SessionMessage
-from mcp_types import (
-    PROTOCOL_VERSION_META_KEY,
-    SERVER_INFO_META_KEY,
-    DiscoverResult,
-    JSONRPCRequest,
-    JSONRPCResponse,
-)
-from mcp_types.version import LATEST_MODERN_VERSION, MODERN_PROTOCOL_VERSIONS
+
+from homeroom_tools.caller import calling, on_stdio
+from homeroom_tools.eras import serve_connection
 
 if TYPE_CHECKING:
-    from anyio.abc import ObjectReceiveStream, ObjectSendStream
     from mcp.server import MCPServer
-    from mcp.server.lowlevel import Server
 
 ON_EXIT_LIMIT_S = 1.0
 """Longest that ``on_exit`` may take, in seconds: LLM clients kill after two."""
@@ -53,6 +44,8 @@ async def run_stdio(
     server: MCPServer[Any],
     on_exit: Callable[[], Awaitable[None]] | None = None,
     on_answered: Callable[[], None] = lambda: None,
+    *,
+    agent: str = "",
 ) -> int:
     """Serves the client on stdin and stdout until it leaves; returns the process's exit code.
 
@@ -61,18 +54,28 @@ async def run_stdio(
     ``ON_EXIT_LIMIT_S``. After a signal a watchdog ends the process at ``EXIT_LIMIT_S`` even if the
     caller's clean-up hangs, so nothing but clean-up may follow. Once per process, main thread.
     ``on_answered`` is called when the client's second message shows that it had the answer to the
-    first: the time to begin what would have kept it waiting.
+    first: the time to begin what would have kept it waiting. ``agent`` is the agent that the client
+    works for, if it is one's.
     """
     end = _End()
+    count = 0
+    caller = on_stdio(agent)
+
+    def on_message() -> None:
+        nonlocal count
+        count += 1
+        if count == 2:
+            on_answered()
+
     try:
-        with anyio.CancelScope() as scope, _stdin_lines() as lines:
+        with anyio.CancelScope() as scope, _stdin_lines() as lines, calling(caller):
             end.scope = scope
             # Only what the SDK iterates over is needed of the file it asks for.
             stdin = cast("anyio.AsyncFile[str] | None", lines)
             async with stdio_server(stdin=stdin) as (read, write), anyio.create_task_group() as tg:
                 tg.start_soon(_watch_signals, end)
                 tg.start_soon(_watch_parent, end)
-                await _serve(server._lowlevel_server, read, write, on_answered)
+                await serve_connection(server, read, write, on_message)
                 tg.cancel_scope.cancel()
     finally:
         if on_exit is not None:
@@ -164,59 +167,3 @@ async def _lines(fd: int) -> AsyncIterator[str]:
                 yield line.decode(errors="replace")
     if rest:
         yield rest.decode(errors="replace")
-
-
-# --- the protocol eras ---------------------------------------------------------------------------
-
-
-async def _serve(
-    low: Server[Any],
-    read: ObjectReceiveStream[SessionMessage | Exception],
-    write: ObjectSendStream[SessionMessage],
-    on_answered: Callable[[], None],
-) -> None:
-    """Serves one connection; ``server/discover`` before anything else does not decide its era.
-
-    Source: https://github.com/anthropics/claude-code/issues/96183 (a client that probes with
-    discover and then initialises on the same pipe).
-    """
-    send, receive = anyio.create_memory_object_stream[SessionMessage | Exception](0)
-
-    async def relay() -> None:
-        decided, count = False, 0
-        async with send:
-            async for item in read:
-                count += 1
-                if count == 2:
-                    on_answered()
-                request = item.message if isinstance(item, SessionMessage) else None
-                if not decided and isinstance(request, JSONRPCRequest):
-                    if _is_probe(request):
-                        await write.send(SessionMessage(_discovered(low, request)))
-                        continue
-                    decided = True
-                await send.send(item)
-
-    async with anyio.create_task_group() as tg:
-        tg.start_soon(relay)
-        await low.run(receive, write, low.create_initialization_options())
-        tg.cancel_scope.cancel()
-
-
-def _is_probe(request: JSONRPCRequest) -> bool:
-    meta = (request.params or {}).get("_meta")
-    version = meta.get(PROTOCOL_VERSION_META_KEY) if isinstance(meta, dict) else None
-    return request.method == "server/discover" and version in MODERN_PROTOCOL_VERSIONS
-
-
-def _discovered(low: Server[Any], request: JSONRPCRequest) -> JSONRPCResponse:
-    result = DiscoverResult(
-        supported_versions=list(MODERN_PROTOCOL_VERSIONS),
-        capabilities=low.get_capabilities(protocol_version=LATEST_MODERN_VERSION),
-        instructions=low.instructions,
-        result_type="complete",
-        ttl_ms=0,
-        cache_scope="private",
-    ).model_dump(by_alias=True, mode="json", exclude_none=True)
-    result["_meta"] = {SERVER_INFO_META_KEY: low.server_info_stamp}
-    return JSONRPCResponse(jsonrpc="2.0", id=request.id, result=result)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast, get_type_hints
 
 from homeroom_tools import register
+from homeroom_tools.selection import TOOLSETS
+from homeroom_tools.toolkit import defaults_of
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver.tools import Tool
@@ -22,11 +24,16 @@ END = "<!-- tools:end -->"
 
 
 def tool_table() -> str:
-    """A markdown table: each tool's name, its arguments with their defaults, and what it gives."""
+    """A markdown table: each tool's name, its toolset, its arguments with their defaults, and what
+    it gives."""
     # Building the tools asks nothing of the app; only calling them does.
     tools = register(cast("App", None))
-    rows = [f"| `{tool.name}` | {_arguments(tool)} | {_gives(tool)} |" for tool in tools]
-    return "\n".join(["| tool | arguments | gives |", "|---|---|---|", *rows])
+    toolset = {name: toolset for toolset, names in TOOLSETS.items() for name in names}
+    rows = [
+        f"| `{tool.name}` | {toolset[tool.name]} | {_arguments(tool)} | {_gives(tool)} |"
+        for tool in tools
+    ]
+    return "\n".join(["| tool | toolset | arguments | gives |", "|---|---|---|---|", *rows])
 
 
 def with_table(text: str) -> str:
@@ -43,15 +50,14 @@ def with_table(text: str) -> str:
 
 
 def _arguments(tool: Tool) -> str:
-    properties = tool.parameters["properties"]
     return ", ".join(
-        f"`{name}={json.dumps(schema['default'])}`" if "default" in schema else f"`{name}`"
-        for name, schema in properties.items()
+        f"`{name}`" if default is ... else f"`{name}={json.dumps(default)}`"
+        for name, default in defaults_of(tool.parameters).items()
     )
 
 
 def _gives(tool: Tool) -> str:
-    fields = (tool.output_schema or {})["properties"]
+    fields = get_type_hints(tool.fn)["return"].model_fields
     sentence = tool.description.split(". ")[0].rstrip(".")
     return f"{sentence}. Fields: {', '.join(f'`{name}`' for name in fields)}"
 

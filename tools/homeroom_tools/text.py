@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 
+from homeroom.model import encodable
+
 NAME_CHARS = 100
 """Longest name, label or id of somebody else's that a result repeats, in characters."""
 LINE_CHARS = 300
@@ -29,7 +31,6 @@ _BREAKS = re.compile("\r\n?|\u2028|\u2029|\x85|\x0b|\x0c")
 # One emoji or text selector after a visible character is how people write a heart; runs of them
 # carry hidden bytes.
 _STRAY_SELECTORS = re.compile("(?:(?<=\\s)|^|(?<=[\ufe0e\ufe0f]))[\ufe0e\ufe0f]+")
-_SURROGATES = re.compile("[\ud800-\udfff]")
 _SPACES = re.compile(r"\s+")
 
 
@@ -45,9 +46,6 @@ def clean_line(text: str, limit_chars: int) -> str:
     return line if len(line) <= limit_chars else line[: limit_chars - 1].rstrip() + "…"
 
 
-def encodable(text: str) -> str:
-    """``text`` as it is, but for lone surrogates, which no protocol can carry: each becomes U+FFFD.
-
-    This is all that happens to memory values: an editor has to get back what is stored.
-    """
-    return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
+def harmless(text: str) -> str:
+    """Foreign text as a terminal may be given it: one clean line, as long as an error at most."""
+    return clean_line(text, ERROR_CHARS)

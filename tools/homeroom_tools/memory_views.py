@@ -1,0 +1,143 @@
+"""What a model reads back of an agent's memory. The rules of ``views`` hold."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from homeroom.model import Block, encodable
+from homeroom.reading import BlockVersion, MemoryChange, MemoryHit, MemoryHits, MemoryView
+from homeroom.times import utc_iso
+from homeroom_tools.text import LINE_CHARS, NAME_CHARS, clean, clean_line
+from homeroom_tools.toolkit import UNTRUSTED, ListPage, LongText, Result, Row
+
+HIT_CHARS = 4_000
+"""Longest passage that a search shows, in characters; one alone is whole."""
+VERSION_DIFF_CHARS = 600
+"""Longest diff of one old version, in characters; of one block alone they are whole."""
+VERSIONS = 100
+"""Most versions in one result, of all blocks together."""
+
+
+class BlockEntry(LongText):
+    long_field: ClassVar[str] = "value"
+
+    label: str = Field(description=UNTRUSTED + "its handle")
+    value: str = Field(description=UNTRUSTED + "as stored")
+    limit: int | None = Field(default=None, description="characters")
+    read_only: bool = Field(description="for agents")
+    description: str | None = Field(default=None, description=UNTRUSTED + "purpose")
+    revision: str | None = Field(
+        default=None,
+        description="for expected_revision, absent if truncated",
+    )
+
+    def cut(self, keep_chars: int) -> None:
+        # Whoever has seen only the beginning must not prove having read it all and overwrite it.
+        super().cut(keep_chars)
+        self.revision = None
+
+
+class Version(LongText):
+    long_field: ClassVar[str] = "diff"
+
+    truncated: bool | None = Field(default=None, description="whole with label")
+    label: str = Field(description=UNTRUSTED + "block")
+    revision: str = Field(description="for undo_of")
+    at: str | None = Field(description="UTC")
+    by: str = Field(description="caller, or elsewhere")
+    diff: str | None = Field(default=None, description=UNTRUSTED + "the change")
+
+
+class AgentMemory(Result):
+    blocks: list[BlockEntry] = Field(description="Its memory.")
+    history: list[Version] | None = Field(default=None, description="Newest first.")
+    truncated: bool | None = Field(default=None, description="give label")
+
+
+class UpdatedMemory(Result):
+    old_revision: str = Field(description="before")
+    revision: str = Field(description="now, for undo_of")
+    size: int = Field(description="characters now")
+    diff: str | None = Field(default=None, description=UNTRUSTED + "unified")
+
+
+class Hit(LongText, Row):
+    long_field: ClassVar[str] = "text"
+
+    truncated: bool | None = Field(default=None, description="whole with limit=1")
+    source: Literal["block", "passage"] = Field(description="where")
+    name: str = Field(description=UNTRUSTED + "label or id")
+    text: str = Field(description=UNTRUSTED + "what it says")
+
+
+class Hits(ListPage):
+    rows_field: ClassVar[str] = "hits"
+
+    method: Literal["semantic", "text"] = Field(description="for passages")
+    hits: list[Hit] = Field(description="Best first.")
+
+
+def agent_memory(view: MemoryView, offset: int, label: str, *, history: bool) -> AgentMemory:
+    most_chars = None if label else VERSION_DIFF_CHARS
+    shown = view.versions[:VERSIONS]
+    return AgentMemory(
+        blocks=[_block(block, offset) for block in view.blocks],
+        history=[_version(version, most_chars) for version in shown] if history else None,
+        truncated=len(shown) < len(view.versions) or None,
+    )
+
+
+def updated_memory(change: MemoryChange) -> UpdatedMemory:
+    return UpdatedMemory(
+        old_revision=change.old_revision,
+        revision=change.block.revision,
+        size=len(change.block.value),
+        diff=clean(change.diff) or None,
+    )
+
+
+def memory_hits(found: MemoryHits, limit: int) -> Hits:
+    most_chars = HIT_CHARS if limit > 1 else None
+    return Hits(
+        total=found.total,
+        next_cursor=found.next_cursor or None,
+        method=found.method,
+        hits=[_hit(hit, most_chars) for hit in found.hits],
+    )
+
+
+def _block(block: Block, offset: int) -> BlockEntry:
+    value = encodable(block.value)  # no more: an editor has to get back what is stored
+    return BlockEntry(
+        label=clean_line(block.label, LINE_CHARS),
+        value=value[offset:],
+        limit=block.limit or None,
+        read_only=block.read_only,
+        description=clean_line(block.description, LINE_CHARS) or None,
+        # Who reads on at an offset has read what comes before.
+        revision=block.revision,
+    )
+
+
+def _version(version: BlockVersion, most_chars: int | None) -> Version:
+    diff = clean(version.diff)
+    return Version(
+        label=clean_line(version.label, NAME_CHARS),
+        revision=version.revision,
+        at=utc_iso(version.at_ms),
+        by=clean_line(version.caller, NAME_CHARS) or "elsewhere",
+        diff=diff[:most_chars] or None,
+        truncated=len(diff[:most_chars]) < len(diff) or None,
+    )
+
+
+def _hit(hit: MemoryHit, most_chars: int | None) -> Hit:
+    text = clean(hit.text)
+    return Hit(
+        source=hit.source,
+        name=clean_line(hit.name, NAME_CHARS),
+        text=text[:most_chars],
+        truncated=len(text[:most_chars]) < len(text) or None,
+    )
