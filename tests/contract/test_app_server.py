@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,10 @@ from homeroom.letta.run import Run
 from homeroom.local.scripted_model import ScriptedModel
 from homeroom.model import AgentId, ConversationId
 from support.app_server import AppServerHarness
+from support.heard import Heard, fresh
 
 WAIT_S = 60.0
 SECRET = "the-host's-own-words"
-
-
-def fresh(stem: str) -> str:
-    return f"{stem}-{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture
@@ -158,16 +154,6 @@ async def calls(model: ScriptedModel, words: str) -> int:
     """How many of the model's last requests ended with these words."""
     bodies = model.stats()["bodies"]
     return sum(words in json.dumps(body["messages"][-1]) for body in bodies)
-
-
-class Heard:
-    """Says when the agent has begun to speak."""
-
-    def __init__(self) -> None:
-        self.first = asyncio.Event()
-
-    def __call__(self, _: str) -> None:
-        self.first.set()
 
 
 async def test_a_key_may_hold_any_characters(app_server: AppServerHarness) -> None:
@@ -405,6 +391,39 @@ async def test_a_command_that_the_server_does_not_know_ends_by_its_deadline(
         with pytest.raises(Uncertain) as caught:
             await link.request("no_such_command", key="the-key", timeout_s=0.2)
     assert caught.value.key == "the-key"
+
+
+async def test_a_server_that_is_stopped_is_noticed_and_found_again_when_it_goes_on(
+    own_server: AppServerHarness,
+) -> None:
+    async with (
+        asyncio.timeout(WAIT_S),
+        Link.open(own_server.url, own_server.token, silence_s=2.0) as link,
+    ):
+        await link.request("app_server_info")
+        with own_server.stopped(), pytest.raises(Unavailable, match="silent for 2 s"):
+            await link.request("app_server_info")
+        while True:  # it may take a moment until it listens again
+            try:
+                await link.request("app_server_info")
+                break
+            except Unavailable:
+                continue
+
+
+async def test_a_server_keeps_nothing_of_a_turn_that_ended(own_server: AppServerHarness) -> None:
+    """What it keeps until it is acknowledged it goes through at the end of every turn (0.34.12)."""
+    agent = await own_server.create_agent(fresh("tidy"))
+    async with asyncio.timeout(WAIT_S), AppServerLetta.open(own_server.config()) as letta:
+        for room in ("one", "two"):
+            conversation = await letta.open_conversation(agent.id, room)
+            await letta.turn(agent.id, "hello", conversation=conversation, key=fresh("k"))
+            with pytest.raises(Unavailable):
+                await letta.turn(
+                    agent.id, "!status 500 x", conversation=conversation, key=fresh("k")
+                )
+    kept = own_server.directory / ".letta/listener-terminal-state"
+    assert not list(kept.rglob("*.json"))
 
 
 async def test_no_agent_of_the_servers_own_reads_over_what_was_said(

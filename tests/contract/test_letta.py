@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
@@ -16,25 +15,10 @@ from homeroom.letta import Letta, open_letta
 from homeroom.local.child import free_port
 from homeroom.model import AgentId, BackendName, ConversationId
 from support.fixtures_letta import LettaServer
+from support.heard import Heard, fresh
 
 WAIT_S = 60.0
 """Far more than anything here takes; only a hang gets there."""
-
-
-def fresh(stem: str) -> str:
-    return f"{stem}-{uuid.uuid4().hex[:8]}"
-
-
-class Heard:
-    """Collects deltas and says when the first has come."""
-
-    def __init__(self) -> None:
-        self.pieces: list[str] = []
-        self.first = asyncio.Event()
-
-    def __call__(self, piece: str) -> None:
-        self.pieces.append(piece)
-        self.first.set()
 
 
 @asynccontextmanager
@@ -179,10 +163,11 @@ async def test_silence_leaves_a_turn_uncertain(letta_server: LettaServer) -> Non
 
 
 async def test_speech_keeps_a_long_turn_alive(letta_server: LettaServer) -> None:
-    async with talking(letta_server, turn_silence_s=1.5) as (letta, agent, room):
-        script = "!chunkdelay 0.4\n!words 8"
+    """It speaks for longer than it may be silent, with pauses that are far shorter."""
+    async with talking(letta_server, turn_silence_s=6.0) as (letta, agent, room):
+        script = "!chunkdelay 0.5\n!words 16"
         turn = await letta.turn(agent, script, conversation=room, key=fresh("k"))
-    assert len(turn.text.split()) == 8
+    assert len(turn.text.split()) == 16
 
 
 async def test_a_running_turn_can_be_cancelled(letta_server: LettaServer) -> None:
@@ -218,15 +203,20 @@ async def test_conversations_of_an_agent_run_at_the_same_time(letta_server: Lett
     first, second = Heard(), Heard()
     async with talking(letta_server) as (letta, agent, here):
         there = await letta.open_conversation(agent, "another room")
-        script = "!chunkdelay 0.2\n!words 10"
+        script = "!chunkdelay 0.5\n!words 200"
         async with asyncio.TaskGroup() as tasks:
-            for room, heard in ((here, first), (there, second)):
+            turns = [
                 tasks.create_task(
                     letta.turn(agent, script, conversation=room, key=fresh("k"), on_delta=heard)
                 )
+                for room, heard in ((here, first), (there, second))
+            ]
             await first.first.wait()
             await second.first.wait()
-            assert len(first.pieces) < 10, "the second spoke before the first had ended"
+            assert not any(turn.done() for turn in turns), "both speak at the same time"
+            for room in (here, there):
+                assert await letta.cancel(agent, room)
+        assert {turn.result().stop_reason for turn in turns} == {"cancelled"}
 
 
 async def test_a_message_to_no_conversation_reaches_the_agents_own_thread(
@@ -312,6 +302,49 @@ async def test_a_turn_that_was_never_sent_is_not_found(letta_server: LettaServer
     async with talking(letta_server) as (letta, agent, room):
         await letta.turn(agent, "hello", conversation=room, key=fresh("k"))
         assert not await letta.find_turn(agent, conversation=room, key=fresh("k"), text="hello")
+
+
+async def test_the_last_exchanges_are_told_with_both_sides_and_nothing_else(
+    letta_server: LettaServer,
+) -> None:
+    async with talking(letta_server) as (letta, agent, here):
+        assert letta.capabilities.history
+        assert await letta.list_history(agent, 5) == []
+        there = await letta.open_conversation(agent, "another room")
+        for text, conversation in (
+            ("first", here),
+            ("!think about it\n!say thought over", there),
+            ('!tool memory_insert {"label": "human", "new_string": "x"}\n!say done', here),
+            ("!empty", here),
+            ("last", None),
+        ):
+            await letta.turn(agent, text, conversation=conversation, key=fresh("k"))
+        past = await letta.list_history(agent, 10)
+        newest = await letta.list_history(agent, 2)
+    said = [one.answered for one in past]
+    assert {said[0], said[-1]} == {"echo: first", "echo: last"}
+    assert past[1].asked == "!think about it\n!say thought over" and said[1] == "thought over"
+    assert len(past) == 4 and newest == past[-2:]
+    assert not any(word in text for text in said for word in ("about it", "new_string"))
+    assert not any("system-reminder" in one.asked for one in past)
+    assert all(one.asked_ms > 1_700_000_000_000 for one in past)
+    assert all(one.answered_ms >= one.asked_ms for one in past)
+
+
+async def test_a_long_past_is_read_no_further_than_asked(letta_server: LettaServer) -> None:
+    async with talking(letta_server) as (letta, agent, room):
+        for number in range(8):
+            await letta.turn(agent, f"number {number}", conversation=room, key=fresh("k"))
+        past = await letta.list_history(agent, 5)
+    assert [one.asked for one in past] == [f"number {number}" for number in range(3, 8)]
+
+
+async def test_a_deleted_agent_has_no_past(letta_server: LettaServer) -> None:
+    made = await letta_server.create_agent(fresh("short-lived"))
+    await letta_server.delete_agent(made.id)
+    async with open_letta(letta_server.config()) as letta:
+        with pytest.raises(NotFound):
+            await letta.list_history(made.id, 3)
 
 
 async def test_nobody_at_the_address_is_unavailable(letta_server: LettaServer) -> None:

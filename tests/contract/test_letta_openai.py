@@ -129,6 +129,9 @@ async def test_what_the_protocol_lacks_is_refused_in_words() -> None:
             await letta.list_blocks(ADA)
         with pytest.raises(Unsupported, match="no memory"):
             await letta.write_block(ADA, "human", "x")
+        assert not letta.capabilities.history
+        with pytest.raises(Unsupported, match="HOMEROOM_HISTORY_COUNT to 0"):
+            await letta.list_history(ADA, 5)
         with pytest.raises(Uncertain):
             await letta.find_turn(ADA, conversation=None, key="k-1", text="x")
         assert not await letta.cancel(ADA, None)

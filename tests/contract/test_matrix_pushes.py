@@ -14,7 +14,7 @@ import pytest
 
 from homeroom.errors import Unavailable
 from homeroom.local.child import free_port
-from homeroom_tools.serve import build_server, run_http
+from homeroom_tools.serve import Site, Tokens, build_server, run_http
 from support.fake_app import FakeApp
 from support.matrix import connect, move_in, text
 from support.synapse import Homeserver, prepare_homeserver
@@ -43,8 +43,9 @@ async def serving(port: int, hs_token: str) -> AsyncIterator[None]:
     """The HTTP service as ``serve --http`` makes it, with a token for its clients as well."""
     app, stop, ready = FakeApp(), anyio.Event(), anyio.Event()
     serve = partial(
-        run_http, build_server(app), host="127.0.0.1", port=port, token="for-clients",
-        health=app.health, stop=stop, on_ready=lambda port: ready.set(), hs_token=hs_token,
+        run_http, build_server(app),
+        Site(port=port, tokens=Tokens(None, "for-clients"), hs_token=hs_token),
+        health=app.health, stop=stop, on_ready=lambda port: ready.set(),
     )  # fmt: skip
     async with anyio.create_task_group() as group:
         group.start_soon(serve)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import pytest
 
 from homeroom.matrix._sync import read_batch
+from homeroom.model import MARKER_TYPE, Absence, RoomEvent, RoomId, SyncBatch
+from support.fault_proxy import FaultProxy, path
 from support.matrix import (
     as_ghost,
     bodies,
@@ -24,6 +27,9 @@ pytest_plugins = ("support.fixtures_matrix",)
 
 Unique = Callable[[str], str]
 VERSIONS = ("10", "11", "12")
+SYNC = path(r"/sync$")
+LONG_MS = 60_000
+"""How long a sync waits when nothing happens: what ends in half of it was not waited for."""
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -49,18 +55,22 @@ async def test_the_hub_hears_people_and_ghosts_in_order(
         assert (first.room_id, first.sender, first.state_key) == (room, person_id, None)
         assert first.content["org.example.extra"] == 1
         assert first.origin_server_ts_ms > 1_600_000_000_000
-        assert await matrix.sync(batch.cursor, 0) == type(batch)(batch.cursor)
+        again = await matrix.sync(batch.cursor, 0)
+        assert again == SyncBatch(batch.cursor, since=batch.cursor, now_ms=again.now_ms)
 
 
 async def test_a_waiting_sync_returns_as_soon_as_something_happens(
     synapse: Homeserver, unique: Unique
 ) -> None:
-    async with connect(synapse) as matrix:
-        ghost, room = await move_in(matrix, unique("agent_wait"))
-        waiting = asyncio.create_task(matrix.sync(await catch_up(matrix), 30_000))
-        await matrix.post(ghost, room, text("wake up"), "1")
-        async with asyncio.timeout(10):
-            assert bodies((await waiting).events) == ["wake up"]
+    with FaultProxy(synapse.url) as proxy:
+        async with connect(synapse, matrix_url=proxy.url) as matrix:
+            ghost, room = await move_in(matrix, unique("agent_wait"))
+            cursor, asked = await catch_up(matrix), proxy.count(SYNC)
+            waiting = asyncio.create_task(matrix.sync(cursor, LONG_MS))
+            await proxy.wait_count(SYNC, asked + 1)
+            await matrix.post(ghost, room, text("wake up"), "1")
+            async with asyncio.timeout(LONG_MS / 2000):
+                assert bodies((await waiting).events) == ["wake up"]
 
 
 async def test_the_first_sync_returns_what_the_rooms_hold(
@@ -192,10 +202,227 @@ async def test_a_backlog_is_spread_over_steps_without_a_hole_or_a_double(
         assert step_count > 3
 
 
-async def test_a_cancelled_sync_ends_at_once(synapse: Homeserver) -> None:
+async def test_each_step_of_a_backlog_tells_when_the_hub_came_into_the_room(
+    synapse: Homeserver, unique: Unique
+) -> None:
+    """Else what was said there while the hub was out, and nobody read, would count as just said."""
     async with connect(synapse) as matrix:
-        await matrix.check()
+        ghost, room = await move_in(matrix, unique("agent_rejoined"))
         cursor = await catch_up(matrix)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.2):
-                await matrix.sync(cursor, 30_000)
+        as_ghost(synapse, matrix.hub, "POST", f"/_matrix/client/v3/rooms/{room}/leave", {})
+        for number in range(100):
+            await matrix.post(ghost, room, text(str(number)), str(number))
+        invited = {"user_id": matrix.hub}
+        as_ghost(synapse, ghost, "POST", f"/_matrix/client/v3/rooms/{room}/invite", invited)
+        as_ghost(synapse, matrix.hub, "POST", f"/_matrix/client/v3/join/{room}", {})
+        told, heard, steps = set[int](), list[str](), 0
+        while "99" not in heard:
+            batch = await read_batch(
+                matrix._wire.ask, matrix.hub, cursor, 0, page_size=30, page_limit=1
+            )
+            found = [event for event in batch.events if event.room_id == room]
+            heard, cursor, steps = heard + bodies(found), batch.cursor, steps + 1
+            if found:
+                joined_ms = batch.joined_ms[RoomId(room)]
+                told.add(joined_ms)
+                assert all(event.origin_server_ts_ms <= joined_ms for event in found)
+        assert heard[-100:] == [str(number) for number in range(100)]
+        assert len(told) == 1 and steps > 3
+
+
+def _member(homeserver: Homeserver, by: str, what: str, room: str, whom: str) -> None:
+    path = f"/_matrix/client/v3/rooms/{room}/{what}"
+    as_ghost(homeserver, by, "POST", path, {} if by == whom else {"user_id": whom})
+
+
+@pytest.mark.parametrize("visibility", ["shared", "joined"])
+@pytest.mark.parametrize("how", ["kick", "ban"])
+async def test_what_was_said_while_the_hub_was_put_out_is_read_by_the_ghost_when_it_is_back(
+    synapse: Homeserver, unique: Unique, how: str, visibility: str
+) -> None:
+    """Steps go on while it is out, so nothing but the token of then leads back."""
+    async with connect(synapse) as matrix:
+        ghost, room = await move_in(matrix, unique("agent_out"))
+        await matrix.put_state(
+            ghost, room, "m.room.history_visibility", {"history_visibility": visibility}
+        )
+        await matrix.post(ghost, room, text("before"), "before")
+        cursor = await catch_up(matrix)
+        _member(synapse, ghost, how, room, matrix.hub)
+        left = await matrix.sync(cursor, 0)
+        assert left.left_rooms == (room,) and left.since == cursor
+        for number in range(150):
+            await matrix.post(ghost, room, text(str(number)), str(number))
+        cursor = (await matrix.sync(left.cursor, 0)).cursor
+        if how == "ban":
+            _member(synapse, ghost, "unban", room, matrix.hub)
+        await matrix.invite(ghost, room, matrix.hub)
+        cursor = (await matrix.sync(cursor, 0)).cursor
+        await matrix.ensure_joined(matrix.hub, room)
+        await matrix.post(ghost, room, text("back"), "back")
+
+        async def find_absences(rooms: object) -> dict[RoomId, Absence]:
+            assert rooms == [room]
+            return {room: Absence(ghost, left.since)}
+
+        heard, steps = list[RoomEvent](), 0
+        while "back" not in bodies(heard):
+            batch = await read_batch(
+                matrix._wire.ask, matrix.hub, cursor, 0, find_absences, page_size=40, page_limit=1
+            )
+            assert room in batch.joined_ms
+            heard += [event for event in batch.events if event.room_id == room]
+            cursor, steps = batch.cursor, steps + 1
+            if steps == 1:  # what is left of it is read even if it is put out once more
+                _member(synapse, ghost, "kick", room, matrix.hub)
+        assert bodies(heard) == [*(str(number) for number in range(150)), "back"]
+        assert steps > 3 and len({event.id for event in heard}) == len(heard)
+        while batch.has_more:
+            batch = await matrix.sync(batch.cursor, 0)
+        assert (await matrix.sync(batch.cursor, 0)).left_rooms == (room,)
+
+
+async def test_an_absence_within_one_step_is_read_by_the_ghost_too(
+    synapse: Homeserver, unique: Unique
+) -> None:
+    async with connect(synapse) as matrix:
+        ghost, room = await move_in(matrix, unique("agent_blink"))
+        await matrix.put_state(
+            ghost, room, "m.room.history_visibility", {"history_visibility": "joined"}
+        )
+        cursor = await catch_up(matrix)
+        await matrix.post(ghost, room, text("in"), "in")
+        _member(synapse, ghost, "kick", room, matrix.hub)
+        await matrix.post(ghost, room, text("out"), "out")
+        await matrix.invite(ghost, room, matrix.hub)
+        await matrix.ensure_joined(matrix.hub, room)
+        await matrix.post(ghost, room, text("back"), "back")
+
+        async def find_absences(rooms: object) -> dict[RoomId, Absence]:
+            return {room: Absence(ghost, was_in=True)}
+
+        batch = await matrix.sync(cursor, 0, find_absences)
+        assert bodies([e for e in batch.events if e.room_id == room]) == ["in", "out", "back"]
+        hub_only = await matrix.sync(cursor, 0)
+        assert "out" not in bodies(hub_only.events), "else the ghost would not be needed"
+
+
+async def test_where_hub_and_ghost_are_both_out_nothing_is_held_up(
+    synapse: Homeserver, unique: Unique
+) -> None:
+    async with connect(synapse) as matrix:
+        ghost, room = await move_in(matrix, unique("agent_both"))
+        other, other_room = await move_in(matrix, unique("agent_third"))
+        cursor = await catch_up(matrix)
+        _member(synapse, matrix.hub, "leave", room, matrix.hub)
+        left = await matrix.sync(cursor, 0)
+        await matrix.invite(ghost, room, matrix.hub)
+        await matrix.ensure_joined(matrix.hub, room)
+        await matrix.post(ghost, room, text("seen by the hub"), "1")
+        _member(synapse, ghost, "leave", room, ghost)
+
+        async def find_absences(rooms: object) -> dict[RoomId, Absence]:
+            return {room: Absence(ghost, left.since)}
+
+        batch = await matrix.sync(left.cursor, 0, find_absences)
+        assert "seen by the hub" in bodies(batch.events), "it may read on alone"
+
+        async def find_nonsense(rooms: object) -> dict[RoomId, Absence]:
+            return {room: Absence(ghost, "of another homeserver")}
+
+        await matrix.post(other, other_room, text("elsewhere"), "1")
+        batch = await matrix.sync(left.cursor, 0, find_nonsense)
+        assert {"seen by the hub", "elsewhere"} <= set(bodies(batch.events))
+
+
+async def test_a_cancelled_sync_ends_at_once(synapse: Homeserver) -> None:
+    with FaultProxy(synapse.url) as proxy:
+        async with connect(synapse, matrix_url=proxy.url) as matrix:
+            await matrix.check()
+            cursor, asked = await catch_up(matrix), proxy.count(SYNC)
+            waiting = asyncio.create_task(matrix.sync(cursor, LONG_MS))
+            await proxy.wait_count(SYNC, asked + 1)
+            assert not waiting.done()
+            waiting.cancel()
+            async with asyncio.timeout(LONG_MS / 2000):
+                with pytest.raises(asyncio.CancelledError):
+                    await waiting
+
+
+def _name_of(batch: SyncBatch, room: str) -> list[tuple[str, str]]:
+    return [
+        (str(event.content.get("name")), event.sender)
+        for event in batch.state
+        if event.room_id == room and event.type == "m.room.name"
+    ]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_the_state_of_a_room_comes_whole_at_first_and_then_as_it_changes(
+    synapse: Homeserver, unique: Unique, version: str
+) -> None:
+    ann = unique("ann")
+    person_id = synapse.person(ann)
+    async with connect(synapse) as matrix:
+        name = unique("agent_state")
+        ghost, room = await move_in(matrix, name, version, person_id)
+        first = await matrix.sync("", 0)
+        here = {event.type: event for event in first.state if event.room_id == room}
+        assert here["m.room.create"].sender == ghost
+        assert here["m.room.topic"].content["topic"] == "What it is for"
+        assert here["m.room.canonical_alias"].content == {"alias": matrix.alias(name)}
+        assert here[MARKER_TYPE].content == {"agent_id": name}
+        assert here["m.room.power_levels"].content["invite"] == 50
+        assert "m.room.history_visibility" not in here and "m.room.member" not in here
+        async with Person.login(synapse.url, ann, PASSWORD) as person:
+            await person.join(room)
+            await person.send_state(room, "m.room.name", {"name": "theirs"})
+            await matrix.set_name(ghost, room, "ours")
+        batch = await matrix.sync(first.cursor, 0)
+        assert _name_of(batch, room) == [("ours", ghost)], "the last of them counts"
+        assert (await matrix.sync(batch.cursor, 0)).state == ()
+
+
+async def test_a_change_of_state_in_a_hole_is_told_and_never_wins_over_a_later_one(
+    synapse: Homeserver, unique: Unique
+) -> None:
+    async with connect(synapse) as matrix:
+        ghost, room = await move_in(matrix, unique("agent_hole"))
+        cursor = await catch_up(matrix)
+        await matrix.set_topic(ghost, room, "in the hole")
+        await matrix.set_name(ghost, room, "in the hole")
+        for number in range(130):
+            await matrix.post(ghost, room, text(str(number)), str(number))
+        await matrix.set_name(ghost, room, "after it")
+        names, topics, heard = [], [], []
+        while "129" not in heard:
+            batch = await read_batch(
+                matrix._wire.ask, matrix.hub, cursor, 0, page_size=30, page_limit=1
+            )
+            names += _name_of(batch, room)
+            topics += [e.content["topic"] for e in batch.state if e.type == "m.room.topic"]
+            heard += bodies([e for e in batch.events if e.room_id == room])
+            cursor = batch.cursor
+        assert (names, topics) == ([("after it", ghost)], ["in the hole"])
+        assert heard == [str(number) for number in range(130)]
+
+
+async def test_a_tombstone_of_an_upgraded_room_names_the_room_that_follows(
+    synapse: Homeserver, unique: Unique
+) -> None:
+    async with connect(synapse) as matrix:
+        ghost, room = await move_in(matrix, unique("agent_moves"), "10")
+        cursor = await catch_up(matrix)
+        upgrade = f"/_matrix/client/v3/rooms/{room}/upgrade"
+        answer = as_ghost(synapse, ghost, "POST", upgrade, {"new_version": "11"})
+        batch = await matrix.sync(cursor, 0)
+        (stone,) = [e for e in batch.state if e.type == "m.room.tombstone"]
+        assert stone.content["replacement_room"] == answer["replacement_room"]
+
+
+async def test_a_batch_tells_the_homeservers_own_time(synapse: Homeserver) -> None:
+    """The age of a message is measured by the clock that its time was taken from."""
+    async with connect(synapse) as matrix:
+        before_ms = time.time_ns() // 1_000_000 - 1_000  # it tells whole seconds
+        batch = await matrix.sync("", 0)
+        assert before_ms <= batch.now_ms <= time.time_ns() // 1_000_000

@@ -58,9 +58,21 @@ def _default(name: str, field: FieldInfo) -> str:
         return "**required**"
     if name == "data_dir":
         return "per platform"
+    if isinstance(field.default, bool):
+        return f"`{str(field.default).lower()}`"
+    if isinstance(field.default, tuple):
+        return f"`{','.join(field.default)}`" if field.default else "none"
     default = field.default.get_secret_value() if isinstance(field.default, SecretStr) else None
     default = field.default if default is None else default
-    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`" if default else "none"
+    if isinstance(default, tuple):  # as it is written in a variable
+        default = ",".join(str(part) for part in default)
+    return (
+        f"`{default:g}`"
+        if isinstance(default, float)
+        else f"`{default}`"
+        if default or default == 0
+        else "none"
+    )
 
 
 def _accepted(field: FieldInfo) -> str:
@@ -71,6 +83,8 @@ def _accepted(field: FieldInfo) -> str:
     high = next((rule.le for rule in field.metadata if isinstance(rule, Le)), None)
     if low is not None and high is not None:
         return f"{low:g} to {high:g}"
+    if field.annotation is bool:
+        return "`true`, `false`"
     if field.annotation is SecretStr:
         return "a secret"
     if Path in (field.annotation, *values):
@@ -116,7 +130,8 @@ def test_the_example_configuration_of_claude_desktop_starts_homeroom(
 def test_the_json_on_a_page_parses_and_names_settings_that_exist(page: Path) -> None:
     for block in re.findall(r"```json\n *(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         data = json.loads(block)
-        for server in (data.get("mcpServers") or data.get("servers") or {}).values():
+        servers = data.get("mcpServers") or data.get("servers") or data.get("context_servers")
+        for server in (servers or {}).values():
             assert set(server.get("env", {})) <= VARIABLES
 
 

@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
 from mcp import Client
-from mcp.client.sse import sse_client
 
+from support.client import call, connect, refusal
 from support.home import Home, Service
+from support.rooms import join_rooms
 from support.talk import ask
 
 WAYS = ["stdio", "sse", "http"]
 
 
-@asynccontextmanager
-async def connect(way: str, home: Home, service: Service) -> AsyncIterator[Client]:
-    target: Any = {
-        "stdio": home.stdio,
-        "sse": lambda: sse_client(f"{service.url}/sse"),
-        "http": lambda: f"{service.url}/mcp",
-    }[way]()
-    async with Client(target) as client:
-        yield client
-
-
-async def call(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
-    result = await client.call_tool(tool, arguments)
-    assert not result.is_error, result.content
-    assert result.structured_content is not None
-    return dict(result.structured_content)
-
-
-async def refusal(client: Client, tool: str, **arguments: Any) -> str:
-    result = await client.call_tool(tool, arguments)
-    assert result.is_error and result.structured_content is None
-    return str(result.content[0].text)  # type: ignore[union-attr]
+def connected(way: str, home: Home, service: Service) -> AbstractAsyncContextManager[Client]:
+    if way == "stdio":
+        return Client(home.stdio())
+    return connect(service.url, way="sse" if way == "sse" else "http")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -48,11 +30,8 @@ async def test_a_client_lists_chats_and_edits_memory_and_the_room_sees_the_chat(
     await home.letta.create_agent("Brook")
     async with home.login() as alice:
         with home.service() as service:
-            rooms: dict[str, str] = {}
-            while len(rooms) < 2:
-                room = await alice.join(await alice.wait_invite())
-                rooms[(await alice.room_name(room)).split()[0]] = room
-            async with connect(way, home, service) as client:
+            rooms = await join_rooms(alice, 2)
+            async with connected(way, home, service) as client:
                 listed = await call(client, "list_agents", query="ada")
                 assert [a["id"] for a in listed["agents"]] == [agent.id]
                 assert listed["agents"][0]["room"] == rooms["Ada"]
@@ -78,7 +57,7 @@ async def test_a_client_lists_chats_and_edits_memory_and_the_room_sees_the_chat(
                 assert block["value"] == "Nothing known."
                 await call(
                     client, "update_agent_memory", agent="Ada", label="human",
-                    value="favourite colour is teal", replace_text="Nothing known",
+                    value="favourite colour is teal", mode="replace_text", old_text="Nothing known",
                     expected_revision=block["revision"],
                 )  # fmt: skip
                 after = await call(client, "get_agent_memory", agent="Ada", label="human")
@@ -112,14 +91,14 @@ async def test_a_client_lists_chats_and_edits_memory_and_the_room_sees_the_chat(
 async def test_a_slow_answer_is_pending_and_survives_a_restart_of_the_server(home: Home) -> None:
     await home.letta.create_agent("Ada")
     with home.service() as service:
-        async with connect("http", home, service) as client:
+        async with connect(service.url) as client:
             chat = await call(
                 client, "chat_with_agent", agent="Ada", message="!delay 5\n!say late", wait_s=0.2
             )
             assert chat["status"] == "pending"
         service.stop()
         service.start()
-        async with connect("http", home, service) as client:
+        async with connect(service.url) as client:
             reply = await call(client, "get_reply", reply_id=chat["reply_id"], wait_s=40)
             assert (reply["status"], reply["reply"]) == ("complete", "late")
             assert home.letta.model.stats()["chat"] > 0
@@ -128,7 +107,7 @@ async def test_a_slow_answer_is_pending_and_survives_a_restart_of_the_server(hom
 async def test_two_agents_of_one_name_must_be_told_apart_by_id(home: Home) -> None:
     one, two = [await home.letta.create_agent("Twin") for _ in range(2)]
     with home.service() as service:
-        async with connect("http", home, service) as client:
+        async with connect(service.url) as client:
             said = await refusal(client, "chat_with_agent", agent="Twin", message="x")
             assert one.id in said and two.id in said
             chat = await call(client, "chat_with_agent", agent=two.id, message="!say I am two")
@@ -153,7 +132,7 @@ async def test_while_letta_is_away_tools_say_so_and_work_again_when_it_is_back(h
     home.letta.stop()
     with home.service(start=False) as service:
         service.start(wait_ok=False)
-        async with connect("http", home, service) as client:
+        async with connect(service.url) as client:
             assert "Letta is not available" in await refusal(client, "list_agents")
             home.letta.start()
             chat: dict[str, Any] | None = None

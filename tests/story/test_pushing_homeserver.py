@@ -10,6 +10,7 @@ import pytest
 from homeroom.local.child import free_port
 from support.app_server import AppServerHarness
 from support.home import Home, make_home
+from support.rooms import ghost_of, new_room
 from support.synapse import prepare_homeserver
 from support.talk import ask
 
@@ -50,3 +51,18 @@ async def test_pushes_reach_the_service_and_each_message_is_answered_once(
             room = await alice.join(await alice.wait_invite())
             assert (await ask(alice, room, "!say pushed"))["content"]["body"] == "pushed"
             assert (await alice.bodies(room)).count("pushed") == 1
+
+
+async def test_an_invitation_that_is_pushed_is_taken_up_though_nobody_would_have_asked_for_it(
+    pushing_home: Home, push_port: int
+) -> None:
+    home = pushing_home
+    ada = await home.letta.create_agent("Ada")
+    async with home.login() as alice:
+        with home.service(start=False, HOMEROOM_INVITE_POLL_S="3600") as service:
+            service.port = push_port
+            service.start()
+            await alice.join(await alice.wait_invite())
+            chat = await new_room(alice, ghost_of(ada), direct=True)
+            assert (await ask(alice, chat, "!say pushed"))["content"]["body"] == "pushed"
+            assert service.log().count("invitation_accepted") == 1

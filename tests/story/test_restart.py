@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
-from support.home import Home
+from collections.abc import Awaitable, Callable
+
+import anyio
+import pytest
+from mcp import Client
+
+from support.home import Home, Service
 from support.letta_v1 import LettaV1
-from support.talk import REPLY_S, answers, answers_in, ask
+from support.person import Person
+from support.talk import REPLY_S, answers, answers_in, ask, assert_answered
 
 
-async def test_what_was_said_while_the_bridge_was_down_is_answered_once_and_in_order(
-    home: Home,
+async def _by_message(home: Home, service: Service, person: Person, room: str) -> None:
+    await person.say(room, "!catchup")
+
+
+async def _by_command(home: Home, service: Service, person: Person, room: str) -> None:
+    done = await anyio.to_thread.run_sync(home.run, "catchup", room)
+    assert (done.returncode, done.stdout) == (0, "5 are answered now\n"), done.stderr
+    again = await anyio.to_thread.run_sync(home.run, "catchup", "--all")
+    assert again.returncode == 1 and "Nothing is left to catch up on" in again.stderr
+
+
+async def _by_tool(home: Home, service: Service, person: Person, room: str) -> None:
+    async with Client(f"{service.url}/mcp") as client:
+        listed = await client.call_tool("list_parked", {})
+        assert listed.structured_content
+        assert listed.structured_content["late"] == [{"room": room, "messages": 5}]
+        done = await client.call_tool("replay_parked", {"id": room})
+        assert done.structured_content
+        assert done.structured_content["answered"] == 5 and done.structured_content["left"] == 0
+
+
+@pytest.mark.parametrize("catch_up", [_by_message, _by_command, _by_tool])
+async def test_what_is_too_old_is_announced_and_answered_in_order_when_somebody_asks(
+    home: Home, catch_up: Callable[[Home, Service, Person, str], Awaitable[None]]
 ) -> None:
     await home.letta.create_agent("Ada")
     async with home.login() as alice:
-        with home.service() as service:
-            room = await alice.join(await alice.wait_invite())
-            before = await alice.say(room, "!say before")
-            await alice.wait_event(answers(before), REPLY_S)
-            service.stop()
-            asked = [await alice.say(room, f"!say {n}") for n in range(30)]
-            service.start()
-            for event_id in asked:
-                await alice.wait_event(answers(event_id), 60)
-            found = answers_in(await alice.messages(room))
-            assert found[before] == ["before"], "not answered again"
-            assert [found[event_id] for event_id in asked] == [[str(n)] for n in range(30)]
-            assert list(found) == [before, *asked]
-
-
-async def test_what_is_too_old_is_announced_and_answered_in_order_when_a_member_asks(
-    home: Home,
-) -> None:
-    await home.letta.create_agent("Ada")
-    async with home.login() as alice:
-        with home.service(HOMEROOM_CATCH_UP_S="0") as service:
+        with home.service(HOMEROOM_CATCH_UP_S="0", HOMEROOM_TOOLSETS="operate") as service:
             room = await alice.join(await alice.wait_invite())
             await ask(alice, room, "!say live is never old")
             service.stop()
@@ -44,12 +53,8 @@ async def test_what_is_too_old_is_announced_and_answered_in_order_when_a_member_
             assert "5 messages were written" in notice["content"]["body"]
             await ask(alice, room, "!say new")
             assert not set(asked) & set(answers_in(await alice.messages(room)))
-            await alice.say(room, "!catchup")
-            for event_id in asked:
-                await alice.wait_event(answers(event_id), REPLY_S)
-            found = answers_in(await alice.messages(room))
-            assert [found[event_id] for event_id in asked] == [[str(n)] for n in range(5)]
-            assert [event_id for event_id in found if event_id in asked] == asked
+            await catch_up(home, service, alice, room)
+            await assert_answered(alice, room, asked)
 
 
 async def test_a_lost_store_finds_the_rooms_again_and_answers_nothing_old(home: Home) -> None:

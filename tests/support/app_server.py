@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import itertools
 import json
+import os
 import shutil
+import signal
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from homeroom.config import Config
+from homeroom.errors import Rejected
 from homeroom.letta.app_server import AppServerLetta
 from homeroom.local.app_server import AppServer, ModelProvider
 from homeroom.local.scripted_model import ScriptedModel
@@ -41,6 +49,17 @@ class AppServerHarness:
         """kill -9; ``start`` brings it back on the same port with the same state."""
         self._server.kill()
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Its connections stay open meanwhile, and nobody is at home."""
+        assert self._server._child
+        pid = self._server._child.pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
     def unlock(self) -> None:
         """Restarts it without the deny rules: the App Server of somebody who set up his own."""
         self.stop()
@@ -68,7 +87,19 @@ class AppServerHarness:
     ) -> Agent:
         async with AppServerLetta.connect(self.url, self.token) as letta:
             model = "openai-compatible/scripted"
-            return await letta.create_agent(name, description, blocks, tags, model)
+            known = {agent.id for agent in await letta.list_agents()}
+            for attempt in itertools.count():
+                try:
+                    return await letta.create_agent(name, description, blocks, tags, model)
+                except Rejected as refusal:
+                    # On a busy machine the server's first commit of an agent's memory may fail, and
+                    # leaves half an agent (seen with 0.34.12).
+                    if "git" not in refusal.reason or attempt == 4:
+                        raise
+                    for agent in await letta.list_agents():
+                        if agent.id not in known and agent.name == name:
+                            await letta.delete_agent(agent.id)
+        raise AssertionError("unreachable")
 
     async def rename_agent(self, agent_id: AgentId, name: str) -> None:
         async with AppServerLetta.connect(self.url, self.token) as letta:
@@ -78,6 +109,18 @@ class AppServerHarness:
         async with AppServerLetta.connect(self.url, self.token) as letta:
             body = {"description": description}
             await letta._link.request("agent_update", key=description, agent_id=agent_id, body=body)
+
+    async def create_many(self, count: int) -> None:
+        """Agents by the hundred: copies of one, made while it is down."""
+        await self.create_agent("one of many")
+        self.stop()
+        (first,) = self._agents.iterdir()
+        agent = json.loads(first.read_text())
+        for number in range(1, count):
+            copy = agent | {"id": f"agent-local-{uuid.uuid4()}", "name": f"one of many {number}"}
+            name = base64.urlsafe_b64encode(copy["id"].encode()).decode().rstrip("=")
+            first.with_name(f"{name}.json").write_text(json.dumps(copy))
+        self.start()
 
     def lose_agents(self) -> None:
         """Restarts it as one that was set up anew, without its agents."""

@@ -8,32 +8,57 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from homeroom.errors import Ambiguous, Conflict, LimitExceeded, Misuse, NotFound, Unavailable
+from homeroom.directory import ID_PIECE
+from homeroom.edits import block_after_edit, block_hits, diff_of, undoing, with_diffs
+from homeroom.errors import Ambiguous, Misuse, NotFound, Unavailable
+from homeroom.items import (
+    CaughtUp,
+    Item,
+    ItemKind,
+    ItemState,
+    Parked,
+    ParkedPage,
+    Priority,
+    ReplyView,
+    Step,
+    Story,
+)
 from homeroom.model import (
     Action,
     Agent,
     AgentId,
-    AgentPage,
-    AgentView,
     Block,
+    EventId,
     Failure,
-    Item,
+    GhostId,
     ItemId,
-    ItemKind,
-    ItemState,
-    Parked,
-    ReplyView,
-    Step,
-    Story,
+    RoomId,
+    SyncProgress,
     SyncReport,
 )
+from homeroom.reading import (
+    AgentPage,
+    AgentView,
+    BlockVersion,
+    Edit,
+    MemoryChange,
+    MemoryHits,
+    MemoryView,
+    RoomMessage,
+    RoomPage,
+    RoomTranscript,
+    ServedRoom,
+    Watched,
+)
 from homeroom.reports import SyncStatus
+from homeroom.residence import Fault, Refusal, RoomsReport, RoomState, ServedBy
 
-Behaviour = Literal["echo", "slow", "fail", "crash", "down"]
+Behaviour = Literal["echo", "slow", "fail", "crash", "down", "hang"]
 CRASH_TEXT = "secret detail of a bug"
 
 
@@ -45,6 +70,8 @@ class Chat:
     message: str
     client: str
     mirror: bool
+    caller: str = "local"
+    key: str = ""
     status: Literal["complete", "pending", "failed"] = "pending"
     reply: str = ""
     reason: str = ""
@@ -53,11 +80,14 @@ class Chat:
     pieces: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     watched: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when somebody waits for the answer."""
+    priority: Priority = Priority.NORMAL
+    expires_after_s: float = 0.0
 
 
 class FakeApp:
     """Agents by name with a behaviour each: ``echo`` answers at once with the message, ``slow``
-    when the test says so, ``fail`` never, ``crash`` is a bug, ``down`` is a Letta that is away."""
+    when the test says so, ``fail`` never, ``crash`` is a bug, ``down`` is a Letta that is away and
+    ``hang`` one that does not say which agents there are."""
 
     def __init__(self) -> None:
         self.agents: list[Agent] = []
@@ -66,13 +96,34 @@ class FakeApp:
         self.chats: dict[str, Chat] = {}
         self.stories = {"$asked": sample_story()}
         self.parked = [sample_parked()]
+        self.dropped: list[tuple[str, str]] = []
+        """The parked items that were dropped, each with the reason."""
+        self.versions: dict[AgentId, list[BlockVersion]] = {}
+        self.messages: dict[str, list[RoomMessage]] = {}
+        """What was said in each room, newest first."""
+        self.room_names: dict[str, str] = {}
+        self.changed = asyncio.Event()
+        """Set and renewed whenever something that can be watched has changed."""
+        self.held: dict[RoomId, int] = {}
+        self.has_bridge = True
+        self.letta_answers = asyncio.Event()
+        """Until then whoever chats with an agent that hangs waits."""
+        self.waits_s: list[float] = []
+        """How long each wait for a reply was to be."""
         self.taken = asyncio.Event()
         """Set once a message was taken."""
         self.problem = ""
         self.report = SyncReport(0, (), (), (), 0.0)
         self.status = SyncStatus()
+        self.sync_progress: list[SyncProgress | None] = []
+        """What a sync tells before it ends."""
         self.confirmed = False
         """Whether the last sync was told that removals are meant."""
+        self.audited = False
+        """Whether it was told to look at the rooms themselves."""
+        self.invited = ""
+        """Whom the last sync was told to invite again."""
+        self.rooms = sample_rooms()
         self.add("Ada", "echo", "Answers at once", Block("persona", "I am Ada.", limit=100))
         self.add("Slow Sam", "slow", "Takes its time")
 
@@ -91,31 +142,80 @@ class FakeApp:
         chat.status, chat.reply = "complete", reply
         chat.settled.set()
 
+    def say(self, agent: Agent, text: str, sender: str = "@you:h", kind: str = "text") -> None:
+        """Somebody says something in an agent's room."""
+        said = self.messages.setdefault(self._view(agent).room_id, [])
+        event_id = EventId(f"$said{len(said)}")
+        said.insert(0, RoomMessage(event_id, sender, 1_000 * (len(said) + 1), text, kind))
+        self._touch()
+
     # --- the App ---------------------------------------------------------------------------------
 
     async def list_agents(self, query: str, limit: int, cursor: str) -> AgentPage:
-        found = [a for a in self.agents if query.lower() in f"{a.name} {a.description}".lower()]
+        def has(agent: Agent) -> bool:
+            in_id = agent.id if len(query) >= ID_PIECE else ""
+            return query.lower() in f"{agent.name} {agent.description} {in_id}".lower()
+
+        found = [agent for agent in self.agents if has(agent)]
         start = int(cursor or 0)
         page = found[start : start + limit]
         more = str(start + limit) if start + limit < len(found) else ""
-        return AgentPage(tuple(self._view(agent) for agent in page), len(found), more)
+        views = tuple(
+            replace(self._view(agent), cursor=str(start + number + 1))
+            for number, agent in enumerate(page)
+        )
+        return AgentPage(views, len(found), more)
 
-    async def sync(self, *, dry_run: bool, confirm_removals: bool) -> SyncReport:
-        self.confirmed = confirm_removals
+    async def get_agent(self, agent: str) -> AgentView:
+        return self._view(self._find(agent))
+
+    async def sync(
+        self,
+        *,
+        dry_run: bool,
+        confirm_removals: bool,
+        audit: bool,
+        invite: str,
+        on_progress: Callable[[SyncProgress | None], Awaitable[None]],
+    ) -> SyncReport:
+        self.confirmed, self.audited, self.invited = confirm_removals, audit, invite
+        for progress in self.sync_progress:
+            await on_progress(progress)
         return replace(self.report, dry_run=dry_run)
+
+    async def diagnose_rooms(self, fix: bool) -> RoomsReport:
+        if not fix:
+            return self.rooms
+        fixed = [replace(fault, fixed=fault.fixable) for fault in self.rooms.rooms[0].faults]
+        room = replace(self.rooms.rooms[0], faults=tuple(fixed))
+        return replace(self.rooms, rooms=(room, *self.rooms.rooms[1:]))
 
     async def sync_status(self) -> SyncStatus:
         return self.status
 
-    async def chat(self, agent: str, message: str, *, client: str, mirror: bool) -> str:
+    async def chat(
+        self, agent: str, message: str, *, client: str, mirror: bool,
+        caller: str = "local", from_agent: str = "", idempotency_key: str = "",
+        find_s: float = math.inf,
+        priority: Priority = Priority.NORMAL, expires_after_s: float = 0.0,
+    ) -> str:  # fmt: skip
         found = self._find(agent)
         behaviour = self.behaviours[found.id]
         if behaviour == "crash":
             raise RuntimeError(CRASH_TEXT)
+        if behaviour == "hang":
+            try:
+                async with asyncio.timeout(find_s):
+                    await self.letta_answers.wait()
+            except TimeoutError:
+                raise Unavailable("letta", "nothing was sent") from None
         if behaviour == "down":
             raise Unavailable("letta", "connection refused", retry_after_s=5)
         reply_id = f"reply-{len(self.chats) + 1}"
-        chat = self.chats[reply_id] = Chat(found, message, client, mirror)
+        chat = self.chats[reply_id] = Chat(
+            found, message, client, mirror, caller, idempotency_key, priority=priority,
+            expires_after_s=expires_after_s,
+        )  # fmt: skip
         self.taken.set()
         if behaviour == "echo":
             self.answer(reply_id, message)
@@ -129,11 +229,14 @@ class FakeApp:
         reply_id: str,
         wait_s: float,
         on_progress: Callable[[str], Awaitable[None]] | None = None,
+        *,
+        caller: str = "local",
     ) -> ReplyView:
-        if reply_id not in self.chats:
+        if reply_id not in self.chats or self.chats[reply_id].caller != caller:
             raise NotFound("reply", reply_id)
         chat = self.chats[reply_id]
         chat.watched.set()
+        self.waits_s.append(wait_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._settled(chat, on_progress)
@@ -141,7 +244,6 @@ class FakeApp:
             reply_id,
             chat.status,
             chat.agent.id,
-            chat.agent.name,
             chat.reply,
             chat.reason,
             chat.ahead,
@@ -152,43 +254,110 @@ class FakeApp:
             raise NotFound("message", name, advice="Give the id of a message.")
         return self.stories[name]
 
-    async def list_parked(self, limit: int) -> tuple[list[Parked], int]:
-        return self.parked[-limit:], len(self.parked)
+    async def list_parked(self, agent: str, limit: int, cursor: str) -> ParkedPage:
+        found = self.parked
+        if agent:
+            wanted = self._find(agent).id
+            found = [p for p in found if p.item.payload["agent_id"] == wanted]
+        start = int(cursor or 0)
+        more = str(start + limit) if start + limit < len(found) else ""
+        return ParkedPage(tuple(found[start : start + limit]), len(found), more)
 
     async def replay_parked(self, item_id: str) -> int:
         if item_id not in [parked.item.id for parked in self.parked]:
             raise NotFound("parked item", item_id)
         return 2
 
-    async def get_memory(self, agent: str, label: str) -> tuple[Agent, list[Block]]:
+    async def drop_parked(self, item_id: str, reason: str) -> None:
+        await self.replay_parked(item_id)
+        self.parked = [parked for parked in self.parked if parked.item.id != item_id]
+        self.dropped.append((item_id, reason))
+
+    async def list_held(self) -> dict[RoomId, int]:
+        return self.held
+
+    async def catch_up(self, room_id: str) -> CaughtUp | None:
+        if room_id not in self.held:
+            raise Misuse(f"Nothing is left to catch up on in {room_id}.")
+        return CaughtUp(self.held.pop(RoomId(room_id)), 0) if self.has_bridge else None
+
+    async def get_memory(self, agent: str, label: str = "", *, history: bool = False) -> MemoryView:
         found = self._find(agent)
-        blocks = self.blocks[found.id]
-        return found, [self._block(found, label)] if label else list(blocks.values())
+        blocks = [self._block(found, label)] if label else [*self.blocks[found.id].values()]
+        versions = self.versions.get(found.id, []) if history else []
+        return MemoryView(found, tuple(blocks), with_diffs(versions))
 
     async def update_memory(
-        self,
-        agent: str,
-        label: str,
-        value: str,
-        *,
-        replace_text: str,
-        expected_revision: str,
-        force: bool,
-    ) -> tuple[Agent, Block]:
+        self, agent: str, label: str, edit: Edit, *, caller: str
+    ) -> MemoryChange:
         found = self._find(agent)
         block = self._block(found, label)
-        if block.read_only and not force:
-            raise Misuse(f"The block {label!r} is read-only. Pass force=true to write it anyway.")
-        if expected_revision and expected_revision != block.revision:
-            raise Conflict(f"The block {label!r}", expected_revision, block.revision)
-        if replace_text:
-            if block.value.count(replace_text) != 1:
-                raise Misuse("replace_text must occur exactly once. Nothing was written.")
-            value = block.value.replace(replace_text, value)
-        if block.limit and len(value) > block.limit:
-            raise LimitExceeded(f"The block {label!r}", block.limit, len(value), "characters")
-        self.blocks[found.id][label] = replace(block, value=value)
-        return found, self.blocks[found.id][label]
+        versions = self.versions.setdefault(found.id, [])
+        if edit.undo_of:
+            edit = undoing(block, versions, edit)
+        after = replace(block, value=block_after_edit(block, edit))
+        if after.value != block.value:
+            if not versions:
+                versions.append(BlockVersion(label, block.revision, "", block.value, 1_000, ""))
+            versions.insert(
+                0,
+                BlockVersion(label, after.revision, block.revision, after.value, 2_000, caller),
+            )
+        self.blocks[found.id][label] = after
+        self._touch()
+        return MemoryChange(found, after, block.revision, diff_of(block.value, after.value))
+
+    async def search_memory(self, agent: str, query: str, limit: int, cursor: str) -> MemoryHits:
+        found = self._find(agent)
+        hits = block_hits([*self.blocks[found.id].values()], query)
+        start = int(cursor or 0)
+        more = str(start + limit) if start + limit < len(hits) else ""
+        return MemoryHits(found, tuple(hits[start : start + limit]), len(hits), "text", more)
+
+    async def list_rooms(self, agent: str, limit: int, cursor: str) -> RoomPage:
+        agents = [self._find(agent)] if agent else self.agents
+        start = int(cursor or 0)
+        rooms = [replace(self._room(a), cursor=str(n + 1)) for n, a in enumerate(agents)]
+        more = str(start + limit) if start + limit < len(rooms) else ""
+        return RoomPage(tuple(rooms[start : start + limit]), len(rooms), more)
+
+    async def read_room(self, room: str, limit: int, cursor: str) -> RoomTranscript:
+        served = [self._room(agent) for agent in self.agents]
+        found = [r for r in served if room in (r.id, r.alias, r.agent_id, r.agent_name)]
+        if not found:
+            raise NotFound("room", room, [r.id for r in served])
+        said = self.messages.get(found[0].id, [])
+        start = int(cursor or 0)
+        page = tuple(said[start : start + limit])
+        more = str(start + limit) if start + limit < len(said) else ""
+        ghosts = frozenset(m.sender for m in page if m.sender.startswith("@agent_"))
+        return RoomTranscript(found[0], page, ghosts, more)
+
+    async def watch(self, wanted: Watched) -> Watched:
+        if wanted.kind == "room":
+            return Watched("room", (await self.read_room(wanted.id, 1, "")).room.id)
+        found = self._find(wanted.id)
+        if wanted.kind == "memory":
+            self._block(found, wanted.label)
+        return Watched(wanted.kind, found.id, wanted.label)
+
+    async def stamps(self, watched: Sequence[Watched]) -> dict[Watched, str]:
+        def stamp(one: Watched) -> str:
+            if one.kind == "room":
+                return repr(self.messages.get(one.id))
+            blocks = self.blocks[AgentId(one.id)]
+            return repr(blocks.get(one.label) if one.kind == "memory" else blocks)
+
+        return {one: stamp(one) for one in watched}
+
+    async def wait_stamps(
+        self, watched: Sequence[Watched], seen: Mapping[Watched, str]
+    ) -> dict[Watched, str]:
+        while True:
+            changed, now = self.changed, await self.stamps(watched)
+            if any(now[one] != seen.get(one) for one in watched):
+                return now
+            await changed.wait()
 
     async def health(self) -> dict[str, Any]:
         return {"status": "ok", "agents": len(self.agents)}
@@ -214,10 +383,22 @@ class FakeApp:
             agent,
             ghost=f"@agent_{bare}:example.org",
             room_id=f"!{bare}:example.org",
-            alias=f"#agent_{bare}:example.org",
             state="failing" if self.problem else "home",
             problem=self.problem,
         )
+
+    def _room(self, agent: Agent) -> ServedRoom:
+        view = self._view(agent)
+        room_id = RoomId(view.room_id)
+        name = self.room_names.get(room_id, agent.name)
+        return ServedRoom(
+            room_id, agent.id, agent.name, name, "failing" if self.problem else "home", 2, 1_000,
+            self.problem, alias=view.ghost.replace("@", "#", 1),
+        )  # fmt: skip
+
+    def _touch(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
 
     async def _settled(
         self, chat: Chat, on_progress: Callable[[str], Awaitable[None]] | None
@@ -250,6 +431,20 @@ def sample_parked(reason: str = "the model refused", sender: str = "@you:h") -> 
         attempts=1, created_ms=0, begun=True, reason=reason,
     )  # fmt: skip
     return Parked(item, 1_000)
+
+
+def sample_rooms(name: str = "Ada", text: str = "the hub is not in the room") -> RoomsReport:
+    """A home without the hub, a sound direct chat, and an invitation that was declined."""
+    ada, ghost = AgentId("agent-0001"), GhostId("@agent_0001:example.org")
+    server = (ServedBy(ada, name, ghost, 1_000),)
+    faults = (
+        Fault("hub_missing", text, "invite it", fixable=True),
+        Fault("no_people", text, "wait"),
+    )
+    home = RoomState(RoomId("!0001:example.org"), "home", server, 1, faults=faults)
+    chat = RoomState(RoomId("!dm:example.org"), "further", server, 1, hub_is_in=True)
+    refusal = Refusal("invitation", RoomId("!x:example.org"), ghost, "@you:h", text, 2, 1_000)
+    return RoomsReport((home, chat), (refusal,), 2, 1)
 
 
 def sample_report(agent_name: str = "Ada", reason: str = "has no room yet") -> SyncReport:

@@ -1,7 +1,8 @@
 """Serves a FakeApp over real transports, as a process of its own.
 
-fake_server.py stdio LOG            `on_exit` and the caller's clean-up append to LOG
-fake_server.py http LOG HOST TOKEN  prints the port as its first line; SIGTERM ends it
+fake_server.py stdio LOG            who calls list_agents, `on_exit` and the clean-up append to LOG
+fake_server.py http LOG HOST TOKEN [TOKENS_FILE [RATE]]
+                            prints the port as its first line; SIGTERM ends it
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import anyio
 
-from homeroom_tools.serve import build_server, run_http, run_stdio
+from homeroom.reading import AgentPage
+from homeroom_tools.caller import current_caller
+from homeroom_tools.serve import Site, Tokens, build_server, run_http, run_stdio
 from support.fake_app import FakeApp
 
 
@@ -27,7 +31,12 @@ async def stdio(log: Path) -> int:
     async def on_exit() -> None:
         note("on_exit")
 
-    app = FakeApp()
+    class Noting(FakeApp):
+        async def list_agents(self, *args: Any, **kwargs: Any) -> AgentPage:
+            note(f"caller {current_caller()}")
+            return await super().list_agents(*args, **kwargs)
+
+    app = Noting()
     note(f"pid {os.getpid()}")
     try:
         code = await run_stdio(build_server(app), on_exit)
@@ -36,16 +45,15 @@ async def stdio(log: Path) -> int:
     return code
 
 
-async def http(host: str, token: str) -> int:
+async def http(host: str, token: str, tokens_file: str = "", rate: str = "0") -> int:
     stop = anyio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     app = FakeApp()
+    tokens = Tokens(Path(tokens_file) if tokens_file else None, token)
     await run_http(
         build_server(app),
-        host=host,
-        port=0,
-        token=token,
+        Site(host, tokens=tokens, rate_per_s=float(rate)),
         health=app.health,
         stop=stop,
         on_ready=lambda port: print(port, flush=True),  # noqa: T201

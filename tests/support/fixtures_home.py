@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from homeroom.local.scripted_model import ScriptedModel
+from homeroom.model import BackendName
 from support.app_server import AppServerHarness
+from support.fixtures_letta import LettaServer
 from support.home import Home, make_home
 from support.synapse import Homeserver
 
@@ -24,18 +26,32 @@ def own_app_server(scripted_model: ScriptedModel, tmp_path: Path) -> Iterator[Ap
 
 
 @pytest.fixture
-def home(
-    synapse: Homeserver,
-    own_app_server: AppServerHarness,
-    tmp_path: Path,
-    unique: Callable[[str], str],
-) -> Home:
-    """Settings of a Homeroom whose rooms a new person is invited to; nothing of it runs yet. The
-    homeserver has seen other tests: leave it running."""
-    return make_home(synapse, own_app_server, tmp_path / "homeroom", unique("alice"))
+def home_letta(request: pytest.FixtureRequest) -> tuple[BackendName, LettaServer]:
+    """The Letta of a home without agents, and how it is spoken to: an App Server of the test's own,
+    or the session's V1 server. ``on_both_back_ends`` runs a test on the one, then on the other."""
+    backend: BackendName = getattr(request, "param", "app-server")
+    fixture = {"app-server": "own_app_server", "rest": "emptied_letta_v1"}[backend]
+    return backend, request.getfixturevalue(fixture)
 
 
 @pytest.fixture
-def own_home(own_synapse: Homeserver, own_app_server: AppServerHarness, tmp_path: Path) -> Home:
+def home(
+    synapse: Homeserver,
+    tmp_path: Path,
+    unique: Callable[[str], str],
+    home_letta: tuple[BackendName, LettaServer],
+) -> Home:
+    """Settings of a Homeroom whose rooms a new person is invited to; nothing of it runs yet. The
+    homeserver has seen other tests: leave it running."""
+    backend, letta = home_letta
+    person = unique("alice")
+    return make_home(synapse, letta, tmp_path / "homeroom", person, backend=backend)
+
+
+@pytest.fixture
+def own_home(
+    own_synapse: Homeserver, tmp_path: Path, home_letta: tuple[BackendName, LettaServer]
+) -> Home:
     """The same with a homeserver that may be killed."""
-    return make_home(own_synapse, own_app_server, tmp_path / "homeroom", "alice")
+    backend, letta = home_letta
+    return make_home(own_synapse, letta, tmp_path / "homeroom", "alice", backend=backend)

@@ -26,8 +26,12 @@ class LettaServer(Protocol):
         blocks: dict[str, str] | None = None,
         tags: Sequence[str] = (),
     ) -> Agent: ...
+    async def create_many(self, count: int) -> None: ...
     async def delete_agent(self, agent_id: str) -> None: ...
     async def rename_agent(self, agent_id: str, name: str) -> None: ...
+    async def describe_agent(self, agent_id: str, description: str) -> None: ...
+    def lose_agents(self) -> None: ...
+    def restore_agents(self) -> None: ...
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +52,13 @@ def letta_v1(scripted_model: ScriptedModel) -> Iterator[Any]:
     with ExitStack() as stack:
         stack.callback(server.stop)
         yield server.start()
+
+
+@pytest.fixture
+def emptied_letta_v1(letta_v1: Any) -> Any:
+    """The session's V1 server without agents: its start takes too long for one of its own each."""
+    letta_v1.lose_agents()
+    return letta_v1
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 import httpx
+import pytest
 from mcp import StdioServerParameters
 
 from homeroom.local.child import Child, free_port
@@ -20,6 +21,13 @@ from support.person import Person
 from support.synapse import PASSWORD, Homeserver
 
 READY_S = 60.0
+COMMAND_S = 120.0
+HEALTH_S = 120.0
+
+on_both_back_ends = pytest.mark.parametrize("home_letta", ["app-server", "rest"], indirect=True)
+"""Marks a story whose ``home`` or ``own_home`` shall stand on a real App Server and then on a real
+Letta V1."""
+on_v1 = pytest.mark.parametrize("home_letta", ["rest"], indirect=True)
 
 
 @dataclass
@@ -69,6 +77,17 @@ class Service:
         path = self.directory / "homeroom.log"
         return path.read_text() if path.exists() else ""
 
+    async def wait_log(self, words: str, *, times: int = 1, timeout_s: float = READY_S) -> None:
+        """Returns once ``words`` stand in the log so many times."""
+        with anyio.fail_after(timeout_s):
+            while self.log().count(words) < times:
+                await self.changed()
+
+    async def wait_syncs(self, count: int) -> None:
+        """Returns after that many further syncs."""
+        words = "sync_finished"
+        await self.wait_log(words, times=self.log().count(words) + count)
+
     async def changed(self) -> None:
         """A breath between two looks at something that has no event to wait for."""
         await anyio.sleep(0.2)
@@ -76,6 +95,24 @@ class Service:
     async def health(self) -> dict[str, Any]:
         async with httpx.AsyncClient() as http:
             return dict((await http.get(f"{self.url}/health", timeout=10)).json())
+
+    async def wait_health(
+        self, wanted: Callable[[dict[str, Any]], bool], timeout_s: float = HEALTH_S
+    ) -> dict[str, Any]:
+        """What /health says, once it is as wanted."""
+        with anyio.fail_after(timeout_s):
+            while not wanted(health := await self.health()):
+                await self.changed()
+        return health
+
+    async def wait_sync(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """What /health says of the last sync, once it is as wanted."""
+        health = await self.wait_health(lambda health: wanted(health["last_sync"]))
+        return dict(health["last_sync"])
+
+    async def wait_in_step(self) -> None:
+        """Returns once a sync has left nothing to do."""
+        await self.wait_sync(lambda sync: sync.get("left") == 0 and not sync["failures"])
 
 
 @dataclass
@@ -102,7 +139,9 @@ class Home:
         finally:
             service.stop()
 
-    def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, timeout_s: float = COMMAND_S, **environ: str
+    ) -> subprocess.CompletedProcess[str]:
         """A command of ``homeroom`` that runs and ends."""
         return subprocess.run(
             [sys.executable, "-m", "homeroom", *arguments],
@@ -110,7 +149,7 @@ class Home:
             cwd=self.directory,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=timeout_s,
         )
 
     def stdio(self, **environ: str) -> StdioServerParameters:

@@ -7,17 +7,16 @@ once. A start copies that database. Two test runs may do this at the same time.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import httpx
 from homeroom.config import Config
 from homeroom.local.child import Child, free_port
 from homeroom.model import Agent, AgentId
+from support.cache import prepared
 
 VERSION = "0.16.8"
 """The last V1 server: later distributions of that name are another product."""
@@ -41,6 +41,8 @@ PACKAGES = (
 )
 PASSWORD = "letta-test-password"
 MODEL = "openai-proxy/gpt-4o-mini"
+_ELSEWHERE = "organization-00000000-0000-4000-8000-00000000e15e"
+"""Agents of another organization are to a client as if they were not."""
 _LAYOUT = 2
 """Raised when what the cache holds changes; old entries are then left alone."""
 _INSTALL_S = 900.0
@@ -77,10 +79,11 @@ class LettaV1:
         self._model_url = model_url
         self._dir: Path | None = None
         self._stack: _Stack | None = None
+        self._lost: list[str] = []
 
     def start(self) -> LettaV1:
         """Starts Postgres and Letta; the first start on a machine also installs them."""
-        home = _prepared()
+        home = prepared(f"letta-v1-{VERSION}-{_LAYOUT}-py{_python()}", _build)
         self._dir = _traversable_dir()
         shutil.copytree(home / "template", self._dir / "pg", symlinks=True)
         _give_to_postgres(self._dir / "pg")
@@ -123,9 +126,14 @@ class LettaV1:
         tags: Sequence[str] = (),
         **fields: Any,
     ) -> Agent:
-        """``fields`` are Letta's own, for what only this back end has."""
+        """``fields`` are Letta's own, for what only this back end has.
+
+        Letta refuses most punctuation in the name of a new agent (500) and takes it in a later
+        name, so every name that is not plain is given by renaming.
+        """
+        plain = re.fullmatch(r"[\w '-]*", name) is not None
         body = {
-            "name": name,
+            "name": name if plain else "unnamed",
             "description": description,
             "model": MODEL,
             "memory_blocks": [{"label": k, "value": v} for k, v in (blocks or {}).items()],
@@ -133,6 +141,8 @@ class LettaV1:
             **fields,
         }
         made = await self.call("POST", "/v1/agents/", body)
+        if not plain:
+            await self.rename_agent(made["id"], name)
         return Agent(AgentId(made["id"]), name, description, tuple(tags))
 
     async def delete_agent(self, agent_id: str) -> None:
@@ -140,6 +150,40 @@ class LettaV1:
 
     async def rename_agent(self, agent_id: str, name: str) -> None:
         await self.call("PATCH", f"/v1/agents/{agent_id}", {"name": name})
+
+    async def describe_agent(self, agent_id: str, description: str) -> None:
+        await self.call("PATCH", f"/v1/agents/{agent_id}", {"description": description})
+
+    def lose_agents(self) -> None:
+        """From now on it has no agents, as one that was set up anew."""
+        self.sql(
+            "INSERT INTO organizations SELECT (jsonb_populate_record(o,"
+            f""" '{{"id": "{_ELSEWHERE}", "name": "elsewhere"}}')).* FROM organizations o"""
+            f" WHERE o.id <> '{_ELSEWHERE}' LIMIT 1 ON CONFLICT DO NOTHING"
+        )
+        moved = "UPDATE agents SET organization_id = '{}' WHERE organization_id <> '{}'"
+        self._lost = self.sql(f"{moved.format(_ELSEWHERE, _ELSEWHERE)} RETURNING id").split()
+
+    def restore_agents(self) -> None:
+        """What ``lose_agents`` took away is there again, as from a backup."""
+        ids = ", ".join(f"'{agent_id}'" for agent_id in self._lost)
+        home = f"(SELECT id FROM organizations WHERE id <> '{_ELSEWHERE}' LIMIT 1)"
+        self.sql(f"UPDATE agents SET organization_id = {home} WHERE id IN ({ids})")
+
+    async def create_many(self, count: int) -> None:
+        """Agents by the hundred: copies of one, made by the database."""
+        first = await self.create_agent("one of many")
+        self.sql(
+            "INSERT INTO agents SELECT (jsonb_populate_record(a, jsonb_build_object("
+            "'id', 'agent-' || gen_random_uuid(), 'name', 'one of many ' || n,"
+            " 'created_at', a.created_at + n * interval '1 ms'))).*"
+            f" FROM agents a, generate_series(1, {count - 1}) n WHERE a.id = '{first.id}'"
+        )
+
+    def sql(self, statement: str) -> str:
+        """What the database answers, one row a line."""
+        assert self._stack is not None
+        return self._stack.sql(statement)
 
     async def call(self, method: str, path: str, body: Any = None) -> Any:
         """The JSON of a request with the right password."""
@@ -208,6 +252,21 @@ class _Stack:
         asks += ["-h", "127.0.0.1", "-p", str(self._pg_port)]
         self.postgres.wait_ready(lambda: subprocess.run(asks).returncode == 0, 30)
 
+    def sql(self, statement: str) -> str:
+        done = subprocess.run(
+            [
+                _postgres_bin(self._venv) / "psql",
+                *("-h", "127.0.0.1", "-p", str(self._pg_port), "-U", "letta", "-d", "letta"),
+                *("-qAt", "-v", "ON_ERROR_STOP=1", "-c", statement),
+            ],
+            env=self._env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def make_schema(self) -> None:
         subprocess.run(
             [self._venv / "bin" / "python", "-c", _SCHEMA, str(self._pg_port)],
@@ -232,35 +291,10 @@ class _Stack:
         self.postgres.stop()
 
 
-def cache_dir() -> Path:
-    """Where installations are kept between test runs.
-
-    Postgres refuses root and then runs as another user, who must be able to reach it: not in
-    root's home.
-    """
-    named = os.environ.get("HOMEROOM_TEST_CACHE")
-    if named:
-        return Path(named)
-    if os.geteuid() == 0:
-        return Path("/var/cache/homeroom-tests")
-    return Path.home() / ".cache" / "homeroom-tests"
-
-
-def _prepared() -> Path:
-    """The directory with the virtual environment and the database template, made if missing."""
-    home = cache_dir() / f"letta-v1-{VERSION}-{_LAYOUT}-py{_python()}"
-    ready = home / ".ready"
-    if ready.exists():
-        return home
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(home.parent / f"{home.name}.lock"):
-        if not ready.exists():
-            shutil.rmtree(home, ignore_errors=True)
-            home.mkdir(mode=0o755)
-            _install(home / "venv")
-            _make_template(home)
-            ready.touch()
-    return home
+def _build(home: Path) -> None:
+    """Makes the virtual environment and the database template."""
+    _install(home / "venv")
+    _make_template(home)
 
 
 def _install(venv: Path) -> None:
@@ -339,10 +373,3 @@ def _traversable_dir() -> Path:
     directory = Path(tempfile.mkdtemp(prefix="homeroom-letta-"))
     directory.chmod(0o755)
     return directory
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -111,11 +111,7 @@ def v1(answer: Callable[[Asked], Say | None]) -> Callable[[Asked], Say | None]:
         path = asked.target.partition("?")[0]
         if path == "/v1/health/":
             return Say({"version": "0.16.8", "status": "ok"})
-        if asked.target in (
-            "/v1/agents/?limit=1",
-            "/v1/conversations/?limit=1",
-            "/v1/runs/?limit=1",
-        ):
+        if asked.target in _OPENING:
             return Say([])
         return answer(asked)
 

@@ -22,6 +22,12 @@ Event = dict[str, Any]
 _FILTER = json.dumps({"room": {"timeline": {"limit": 100}}, "presence": {"types": []}})
 _POLL_MS = 30_000
 _RECONNECT_S = 0.1
+_PATIENCE_S = 60.0
+"""Far more than any wait takes: the machine may be busy with other tests."""
+
+
+class ServerFault(AssertionError):
+    """The homeserver failed by a fault of its own; another try may succeed."""
 
 
 class Person:
@@ -32,6 +38,7 @@ class Person:
         self._changed = asyncio.Condition()
         self._failure: BaseException | None = None
         self._invites: dict[str, list[Event]] = {}
+        self._space_invites: dict[str, list[Event]] = {}
         self.id: str = client.user_id
         self.events: list[Event] = []
         """Everything seen since login, with ``room_id`` in each; ephemeral events too."""
@@ -66,6 +73,10 @@ class Person:
         body = await self._ask("POST", ("join", room), body={})
         return str(body["room_id"])
 
+    async def create_room(self, **wishes: Any) -> str:
+        """A room of the person's own; returns its id."""
+        return str((await self._ask("POST", ("createRoom",), body=wishes))["room_id"])
+
     async def leave(self, room: str) -> None:
         await self._ask("POST", ("rooms", room, "leave"), body={})
 
@@ -86,11 +97,19 @@ class Person:
     # --- seeing ----------------------------------------------------------------------------------
 
     def invites(self) -> list[str]:
-        """Rooms this person is invited to right now, as far as the sync has told."""
+        """Rooms (and no spaces) this person is invited to right now, as far as the sync told."""
         return list(self._invites)
 
+    def invite_state(self, room: str) -> list[Event]:
+        """What whoever is invited there is told of the room."""
+        return self._invites[room]
+
+    def space_invites(self) -> list[str]:
+        """The same for spaces."""
+        return list(self._space_invites)
+
     async def wait_event(
-        self, predicate: Callable[[Event], bool], timeout_s: float = 20.0
+        self, predicate: Callable[[Event], bool], timeout_s: float = _PATIENCE_S
     ) -> Event:
         """The first event since login that satisfies ``predicate``, waiting for it if need be."""
         seen = 0
@@ -107,7 +126,11 @@ class Person:
         assert isinstance(event, dict)
         return event
 
-    async def wait_invite(self, timeout_s: float = 20.0, room: str | None = None) -> str:
+    async def wait_more(self, count: int, timeout_s: float = _PATIENCE_S) -> None:
+        """Returns once more than ``count`` events have been seen."""
+        await self._wait(lambda: len(self.events) > count or None, timeout_s, "event")
+
+    async def wait_invite(self, timeout_s: float = _PATIENCE_S, room: str | None = None) -> str:
         """A room this person is invited to (``room``, if given), waiting for it if need be."""
 
         def found() -> str | None:
@@ -115,6 +138,31 @@ class Person:
             return rooms[0] if rooms else None
 
         return str(await self._wait(found, timeout_s, "invite"))
+
+    async def wait_space_invite(self, timeout_s: float = _PATIENCE_S, besides: str = "") -> str:
+        """A space this person is invited to, and not ``besides``, waiting for it if need be."""
+
+        def found() -> str | None:
+            return next((room for room in self._space_invites if room != besides), None)
+
+        return str(await self._wait(found, timeout_s, "invite to a space"))
+
+    async def hierarchy(self, space: str) -> dict[str, Event]:
+        """What the space holds, as clients list it: room id -> what is told of the room."""
+        path = f"/_matrix/client/v1/rooms/{quote(space, safe='')}/hierarchy?limit=100"
+        rooms: list[Event] = (await self._ask_at("GET", path))["rooms"]
+        return {room["room_id"]: room for room in rooms if room["room_id"] != space}
+
+    async def fetch_media(self, mxc: str) -> bytes:
+        """The file at that address."""
+        path = "/_matrix/client/v1/media/download/" + mxc.removeprefix("mxc://")
+        headers = {"Authorization": f"Bearer {self._client.access_token}"}
+        response = await self._client.send("GET", path, None, headers, timeout=60)
+        assert response.status == 200, await response.text()
+        return bytes(await response.read())
+
+    async def profile(self, user: str) -> Event:
+        return await self._ask("GET", ("profile", user))
 
     async def messages(
         self, room: str, types: tuple[str, ...] = ("m.room.message",)
@@ -138,6 +186,16 @@ class Person:
     async def state(self, room: str, event_type: str, state_key: str = "") -> Event:
         """Content of a state event. Raises AssertionError if there is none."""
         return await self._ask("GET", ("rooms", room, "state", event_type, state_key))
+
+    async def whole_state(self, room: str) -> list[Event]:
+        """Every state event of the room."""
+        path = f"/_matrix/client/v3/rooms/{quote(room, safe='')}/state"
+        answer: Any = await self._ask_at("GET", path)
+        return list(answer)
+
+    async def resolve(self, alias: str) -> str:
+        """The room that the alias points to."""
+        return str((await self._ask("GET", ("directory", "room", alias)))["room_id"])
 
     async def room_name(self, room: str) -> str:
         return str((await self.state(room, "m.room.name"))["name"])
@@ -168,8 +226,8 @@ class Person:
         while self._failure is None:
             try:
                 since = await self._sync_once(since)
-            except (aiohttp.ClientError, OSError):
-                await asyncio.sleep(_RECONNECT_S)  # like any client while its homeserver restarts
+            except (aiohttp.ClientError, OSError, ServerFault):
+                await asyncio.sleep(_RECONNECT_S)  # like any client while its homeserver is unwell
             except (AssertionError, LookupError, ValueError) as error:
                 async with self._changed:
                     self._failure = error
@@ -183,10 +241,13 @@ class Person:
         rooms = body.get("rooms", {})
         async with self._changed:
             for room, part in rooms.get("invite", {}).items():
-                self._invites[room] = part["invite_state"]["events"]
+                events = part["invite_state"]["events"]
+                is_space = any(event["content"].get("type") == "m.space" for event in events)
+                (self._space_invites if is_space else self._invites)[room] = events
             for section in ("join", "leave"):
                 for room, part in rooms.get(section, {}).items():
                     self._invites.pop(room, None)
+                    self._space_invites.pop(room, None)
                     for kind in ("timeline", "ephemeral"):
                         raw = part.get(kind, {}).get("events", [])
                         self.events += [event | {"room_id": room} for event in raw]
@@ -204,6 +265,9 @@ class Person:
         url = "/_matrix/client/v3/" + "/".join(quote(part, safe="") for part in path)
         if query:
             url += "?" + urlencode(query)
+        return await self._ask_at(method, url, body)
+
+    async def _ask_at(self, method: str, url: str, body: Event | None = None) -> Event:
         response = await self._client.send(
             method,
             url,
@@ -215,5 +279,8 @@ class Person:
             timeout=60,
         )
         answer: Event = await response.json()
-        assert response.status == 200, f"{method} {path} as {self.id}: {response.status} {answer}"
+        said = f"{method} {url} as {self.id}: {response.status} {answer}"
+        if response.status >= 500:
+            raise ServerFault(said)
+        assert response.status == 200, said
         return answer

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from homeroom.config import (
-    Config,
+from homeroom.config import Config
+from homeroom.local.synapse import Synapse
+from homeroom.registration import (
     Registration,
     load_registration,
     new_registration,
     write_registration,
 )
-from homeroom.local.synapse import Synapse
 
 SERVER_NAME = "hs.test"
 PASSWORD = "correct horse battery"

@@ -7,16 +7,32 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
 
-from homeroom.config import PREFIX
+from homeroom import doctor, resume_command
+from homeroom.config import PREFIX, Config
+from homeroom.doctor import Check
+from homeroom.errors import ConfigError, HomeroomError, Misuse
+from homeroom.exchange import Exchange, between
 from homeroom.main import EXIT_CONFIG, EXIT_USAGE, cli, main
+from homeroom.model import AgentId
+from homeroom.store import Store
 from homeroom.telemetry import setup_logging
+
+
+@pytest.fixture(autouse=True)
+def logging_left_alone() -> Iterator[None]:
+    """A command sets up the logging of its process, which is ours here."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +65,13 @@ def test_a_mistyped_command_line_ends_with_64_because_2_means_drift(
     assert run(monkeypatch, *arguments) == EXIT_USAGE == 64
     shown = capsys.readouterr()
     assert wrong in shown.err and shown.out == ""
+
+
+def test_a_pause_cannot_be_ended_for_one_agent_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "resume", "Ada") == EXIT_USAGE
+    assert "homeroom resume A B" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["", *cli.commands])
@@ -127,13 +150,103 @@ def test_http_clients_may_use_the_names_in_the_settings_and_no_other(served: str
 def test_answers_that_nio_does_not_know_are_not_complained_about(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    try:
-        setup_logging("DEBUG")
-        logging.getLogger("nio.responses").warning("'room_id' is a required property")
-        logging.getLogger("homeroom").warning("something_happened")
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
+    setup_logging("DEBUG")
+    logging.getLogger("nio.responses").warning("'room_id' is a required property")
+    logging.getLogger("homeroom").warning("something_happened")
     assert "room_id" not in (said := capsys.readouterr().err) and "something_happened" in said
+
+
+def test_a_token_is_printed_once_alone_and_then_listed_and_revoked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOMEROOM_LETTA_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("HOMEROOM_DATA_DIR", str(tmp_path / "data"))
+    assert run(monkeypatch, "token", "new", "phone", "--scope", "read", "--scope", "chat") == 0
+    shown = capsys.readouterr()
+    token = shown.out.strip()
+    assert re.fullmatch(r"hr_[\w-]{43}", token) and token not in shown.err
+    assert run(monkeypatch, "token", "list") == 0
+    listed = capsys.readouterr().out
+    assert listed.split()[:2] == ["phone", "read,chat"] and token not in listed
+    assert run(monkeypatch, "token", "new", "phone", "--scope", "read") == 1
+    assert "already" in capsys.readouterr().err
+    assert run(monkeypatch, "token", "new", "desk") == 1
+    assert "at least one scope" in capsys.readouterr().err
+    assert run(monkeypatch, "token", "revoke", "fone") == 1
+    assert "Did you mean: phone?" in capsys.readouterr().err
+    assert run(monkeypatch, "token", "revoke", "phone") == 0
+    shown = capsys.readouterr()
+    assert "revoked" in shown.out and "No token is left" in shown.err
+
+
+def test_a_server_open_to_others_without_a_token_ends_with_78(tmp_path: Path) -> None:
+    environ = {
+        **os.environ,
+        "HOMEROOM_LETTA_URL": "http://127.0.0.1:9",
+        "HOMEROOM_DATA_DIR": str(tmp_path / "data"),
+    }
+    ended = subprocess.run(
+        [sys.executable, "-m", "homeroom", "serve", "--http", "0.0.0.0:0"],
+        env=environ, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ended.returncode == EXIT_CONFIG
+    assert "HOMEROOM_HTTP_TOKEN" in ended.stderr and "homeroom token new" in ended.stderr
+    assert ended.stdout == ""
+
+
+def test_what_a_command_shows_is_shown_without_loading_mcp() -> None:
+    """It takes longer to load than all the rest of ``homeroom sync``."""
+    loads = "import sys, homeroom.screen, homeroom.commands; sys.exit('mcp' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loads]).returncode == 0
+
+
+HOSTILE = "no\x1b[2J\x1b]0;x\x07 \u202eevil\u2069\r\nhomeroom: all is well\u2028✓ letta"
+
+
+@pytest.mark.parametrize("error", [Misuse(HOSTILE), ConfigError("X", HOSTILE, "")])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_an_error_that_repeats_foreign_text_cannot_command_the_terminal(
+    error: HomeroomError,
+    grouped: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(**given: object) -> None:
+        raise ExceptionGroup("x", [error]) if grouped else error
+
+    monkeypatch.setattr(cli, "main", fail)
+    run(monkeypatch)
+    shown = capsys.readouterr().err
+    assert shown.startswith("homeroom: ") and shown.count("\n") == 1
+    assert shown[:-1].isprintable() and "all is well" in shown
+
+
+def test_what_doctor_found_cannot_command_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def examine(config: object) -> AsyncIterator[Check]:
+        yield Check("letta", False, HOSTILE, HOSTILE)
+
+    monkeypatch.setattr(doctor, "examine", examine)
+    monkeypatch.setenv("HOMEROOM_LETTA_URL", "http://127.0.0.1:9")
+    assert run(monkeypatch, "doctor") == 1
+    lines = capsys.readouterr().out.split("\n")
+    assert len(lines) == 3 and all(line.isprintable() for line in lines)
+    monkeypatch.setenv("HOMEROOM_LETTA_URL", HOSTILE)
+    assert run(monkeypatch, "doctor") == EXIT_CONFIG
+    assert capsys.readouterr().out.removesuffix("\n").isprintable()
+
+
+async def test_a_pause_names_agents_and_reasons_without_their_controls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paused = between(AgentId("a"), HOSTILE, AgentId("b" + HOSTILE), "Bob")
+
+    async def list_paused(self: Store) -> list[Exchange]:
+        return [paused]
+
+    monkeypatch.setattr(Store, "list_paused", list_paused)
+    config = Config(letta_url="http://127.0.0.1:9", data_dir=tmp_path)
+    await resume_command._list(config)
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[2:] == ["1 paused", ""] and all(line.isprintable() for line in lines)

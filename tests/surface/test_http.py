@@ -4,63 +4,25 @@ from __future__ import annotations
 
 import http.client
 import json
-import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
-import httpx2
 import pytest
 from mcp.client import Client
-from mcp.client.sse import sse_client
-from mcp.client.streamable_http import streamable_http_client
 
 from homeroom.errors import ConfigError
-from homeroom_tools.serve import build_server, http_app, run_http
-from homeroom_tools.web import MAX_BODY_BYTES
+from homeroom_tools.gate import MAX_BODY_BYTES
+from homeroom_tools.serve import Site, Tokens, build_server, http_app, run_http
+from support.client import connect
 from support.fake_app import FakeApp
-from support.fake_process import EXIT_LIMIT_S, SERVER, SLACK_S, START_LIMIT_S, environment
+from support.fake_http import ACCEPT, INITIALIZE, ask, serve
+from support.fake_process import EXIT_LIMIT_S, SLACK_S, START_LIMIT_S
 
 TOKEN = "a-token-of-the-tests"
-ACCEPT = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
-INITIALIZE = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {
-        "protocolVersion": "2025-11-25",
-        "capabilities": {},
-        "clientInfo": {"name": "raw", "version": "1"},
-    },
-}
-
-
-def serve(directory: Path, host: str = "127.0.0.1", token: str = "") -> Iterator[int]:
-    """The port of a server of its own; it is stopped, and has to stop, when this is done."""
-    with (directory / "stderr").open("wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, str(SERVER), "http", "-", host, token],
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=environment(),
-        )
-    assert process.stdout is not None
-    try:
-        ready, _, _ = select.select([process.stdout], [], [], START_LIMIT_S)
-        assert ready, "it did not start"
-        yield int(process.stdout.readline())
-        process.terminate()
-        assert process.wait(EXIT_LIMIT_S + SLACK_S) == 0
-        assert token == "" or token not in (directory / "stderr").read_text()
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -75,30 +37,13 @@ def closed_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     yield from serve(tmp_path_factory.mktemp("closed"), "0.0.0.0", TOKEN)
 
 
-def ask(
-    port: int,
-    method: str,
-    path: str,
-    headers: dict[str, str] | None = None,
-    body: str | bytes | None = None,
-) -> http.client.HTTPResponse:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_LIMIT_S)
-    try:
-        connection.request(method, path, body, headers or {})
-        response = connection.getresponse()
-        if "event-stream" not in response.headers.get("content-type", ""):
-            response.read()
-        return response
-    finally:
-        connection.close()
-
-
 ROUTES = [
     ("POST", "/mcp"),
     ("GET", "/mcp"),
     ("GET", "/sse"),
     ("POST", "/messages/?session_id=1"),
     ("GET", "/health"),
+    ("GET", "/metrics"),
     ("GET", "/no-such-path"),
 ]
 
@@ -225,19 +170,13 @@ def test_a_body_that_is_too_large_is_refused_on_the_sse_side_as_well(open_port: 
 
 @pytest.mark.parametrize("era", ["legacy", "auto", "2026-07-28"])
 async def test_the_official_client_talks_streamable_http(closed_port: int, era: str) -> None:
-    url = f"http://127.0.0.1:{closed_port}/mcp"
-    headers = {"Authorization": f"Bearer {TOKEN}"}
-    async with httpx2.AsyncClient(headers=headers, timeout=START_LIMIT_S) as http_client:
-        transport = streamable_http_client(url, http_client=http_client)
-        async with Client(transport, mode=era) as client:
-            await chat(client)
+    async with connect(f"http://127.0.0.1:{closed_port}", TOKEN, "http", era) as client:
+        await chat(client)
 
 
 @pytest.mark.parametrize("era", ["legacy", "auto", "2026-07-28"])
 async def test_the_official_client_talks_sse(closed_port: int, era: str) -> None:
-    url = f"http://127.0.0.1:{closed_port}/sse"
-    transport = sse_client(url, headers={"Authorization": f"Bearer {TOKEN}"})
-    async with Client(transport, mode=era) as client:
+    async with connect(f"http://127.0.0.1:{closed_port}", TOKEN, "sse", era) as client:
         await chat(client)
 
 
@@ -267,9 +206,7 @@ def test_it_stops_in_time_with_streams_open(tmp_path: Path) -> None:
 async def test_it_is_not_opened_to_others_without_a_token(host: str) -> None:
     app = FakeApp()
     with pytest.raises(ConfigError) as caught:
-        await run_http(
-            build_server(app), host=host, port=0, token="", health=app.health, stop=anyio.Event()
-        )
+        await run_http(build_server(app), Site(host), health=app.health, stop=anyio.Event())
     assert caught.value.variable == "HOMEROOM_HTTP_TOKEN"
 
 
@@ -278,9 +215,7 @@ async def test_a_port_that_is_taken_is_a_configuration_error(open_port: int) -> 
     with pytest.raises(ConfigError, match=f"127.0.0.1:{open_port}"):
         await run_http(
             build_server(app),
-            host="127.0.0.1",
-            port=open_port,
-            token="",
+            Site(port=open_port),
             health=app.health,
             stop=anyio.Event(),
         )
@@ -298,9 +233,7 @@ async def test_stopping_leaves_the_callers_signal_handlers_alone() -> None:
     with anyio.fail_after(START_LIMIT_S):
         await run_http(
             build_server(app),
-            host="localhost",
-            port=0,
-            token="",
+            Site("localhost"),
             health=app.health,
             stop=stop,
             on_ready=on_ready,
@@ -312,7 +245,8 @@ def test_more_names_can_be_allowed() -> None:
     from starlette.testclient import TestClient
 
     app = FakeApp()
-    asgi = http_app(build_server(app), "0.0.0.0", 8017, TOKEN, app.health, ["homeroom.example.org"])
+    site = Site("0.0.0.0", 8017, Tokens(None, TOKEN), ["homeroom.example.org"])
+    asgi = http_app(build_server(app), site, app.health)
     # No client is entered, so no session manager runs; the gate and /health need none.
     client = TestClient(asgi, base_url="https://homeroom.example.org")
     assert client.get("/health").status_code == 401

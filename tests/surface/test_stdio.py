@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
@@ -21,96 +20,33 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 from homeroom_tools import register
 from support.fake_app import FakeApp
 from support.fake_process import EXIT_LIMIT_S, SERVER, SLACK_S, START_LIMIT_S, environment
+from support.wire import MODERN, Wire
 
 TOOL_COUNT = len(register(FakeApp()))  # type: ignore[arg-type]
 
-MODERN = {
-    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-    "io.modelcontextprotocol/clientCapabilities": {},
-    "io.modelcontextprotocol/clientInfo": {"name": "raw", "version": "1"},
-}
-INITIALIZE = {
-    "protocolVersion": "2025-11-25",
-    "capabilities": {},
-    "clientInfo": {"name": "raw", "version": "1"},
-}
 
-
-class Wire:
-    """The server's process and the JSON lines to and from it."""
+class Logged(Wire):
+    """``fake_server.py``, which notes its clean-up in ``log``."""
 
     def __init__(self, log: Path) -> None:
+        super().__init__([sys.executable, str(SERVER), "stdio", str(log)], environment())
         self.log = log
-        self.lines: list[str] = []
-        self.process = subprocess.Popen(
-            [sys.executable, str(SERVER), "stdio", str(log)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment(),
-        )
-        self._rest = b""
-
-    def send(self, method: str, params: dict[str, Any] | None = None, id_: int | None = 1) -> None:
-        frame: dict[str, Any] = {"jsonrpc": "2.0", "method": method, "params": params or {}}
-        if id_ is not None:
-            frame["id"] = id_
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(frame).encode() + b"\n")
-        self.process.stdin.flush()
-
-    def receive(self, timeout_s: float = START_LIMIT_S) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        deadline = time.monotonic() + timeout_s
-        while b"\n" not in self._rest:
-            ready, _, _ = select.select([self.process.stdout], [], [], deadline - time.monotonic())
-            assert ready, "no answer in time"
-            chunk = os.read(self.process.stdout.fileno(), 65_536)
-            assert chunk, f"the server ended: {self.stderr()}"
-            self._rest += chunk
-        line, _, self._rest = self._rest.partition(b"\n")
-        self.lines.append(line.decode())
-        frame: dict[str, Any] = json.loads(line)
-        return frame
-
-    def call(self, method: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
-        self.send(method, params)
-        return self.receive()
-
-    def handshake(self) -> dict[str, Any]:
-        answer = self.call("initialize", INITIALIZE)
-        self.send("notifications/initialized", id_=None)
-        return answer
-
-    def close_stdin(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-
-    def stderr(self) -> str:
-        assert self.process.stderr is not None
-        return self.process.stderr.read().decode()
 
     def ended(self) -> tuple[int, list[str]]:
         """The exit code and what the clean-up noted, once it has ended; in time."""
-        code = self.process.wait(EXIT_LIMIT_S + SLACK_S)
-        return code, self.log.read_text().splitlines()[1:]
+        return self.wait(), self.log.read_text().splitlines()[1:]
 
 
 @pytest.fixture
-def wire(tmp_path: Path) -> Iterator[Wire]:
-    wire = Wire(tmp_path / "log")
+def wire(tmp_path: Path) -> Iterator[Logged]:
+    wire = Logged(tmp_path / "log")
     try:
         yield wire
     finally:
-        wire.process.kill()
-        wire.process.wait()
-        for pipe in (wire.process.stdin, wire.process.stdout, wire.process.stderr):
-            assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
+        wire.close()
 
 
-def test_a_client_that_probes_and_falls_back_is_served(wire: Wire) -> None:
+def test_a_client_that_probes_and_falls_back_is_served(wire: Logged) -> None:
     """Regression for https://github.com/anthropics/claude-code/issues/96183."""
     probe = wire.call("server/discover", {"_meta": MODERN})
     assert probe["result"]["supportedVersions"] == ["2026-07-28"]
@@ -119,7 +55,7 @@ def test_a_client_that_probes_and_falls_back_is_served(wire: Wire) -> None:
     assert len(wire.call("tools/list")["result"]["tools"]) == TOOL_COUNT
 
 
-def test_a_client_that_probes_and_stays_is_served(wire: Wire) -> None:
+def test_a_client_that_probes_and_stays_is_served(wire: Logged) -> None:
     wire.call("server/discover", {"_meta": MODERN})
     assert len(wire.call("tools/list", {"_meta": MODERN})["result"]["tools"]) == TOOL_COUNT
     again = wire.call("server/discover", {"_meta": MODERN})
@@ -127,14 +63,26 @@ def test_a_client_that_probes_and_stays_is_served(wire: Wire) -> None:
     assert again["result"]["capabilities"] == first["capabilities"]
 
 
-def test_a_line_that_is_no_json_does_not_end_the_conversation(wire: Wire) -> None:
+@pytest.mark.parametrize("era", ["legacy", "2026-07-28"])
+def test_whoever_started_the_process_is_the_caller(wire: Logged, era: str) -> None:
+    call: dict[str, Any] = {"name": "list_agents", "arguments": {}}
+    if era == "legacy":
+        wire.handshake()
+    else:
+        call["_meta"] = MODERN
+    assert not wire.call("tools/call", call)["result"].get("isError")
+    wire.close_stdin()
+    assert wire.ended() == (0, ["caller stdio", "on_exit", "cleaned up"])
+
+
+def test_a_line_that_is_no_json_does_not_end_the_conversation(wire: Logged) -> None:
     wire.handshake()
     assert wire.process.stdin is not None
     wire.process.stdin.write(b"\xff\xfe not json\n")
     assert wire.call("ping")["result"] == {}
 
 
-def test_end_of_input_ends_the_process(wire: Wire) -> None:
+def test_end_of_input_ends_the_process(wire: Logged) -> None:
     wire.handshake()
     call = {"name": "chat_with_agent", "arguments": {"agent": "Slow Sam", "message": "x"}}
     wire.send("tools/call", call)
@@ -143,7 +91,7 @@ def test_end_of_input_ends_the_process(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_process_with_its_clean_up(wire: Wire, number: signal.Signals) -> None:
+def test_a_signal_ends_the_process_with_its_clean_up(wire: Logged, number: signal.Signals) -> None:
     wire.handshake()
     call = {"name": "chat_with_agent", "arguments": {"agent": "Slow Sam", "message": "x"}}
     wire.send("tools/call", call, id_=7)
@@ -154,14 +102,14 @@ def test_a_signal_ends_the_process_with_its_clean_up(wire: Wire, number: signal.
     assert time.monotonic() - started < EXIT_LIMIT_S + SLACK_S
 
 
-def test_a_signal_before_the_first_message_ends_it_too(wire: Wire) -> None:
+def test_a_signal_before_the_first_message_ends_it_too(wire: Logged) -> None:
     # The probe is answered without any session: the server is up and nobody has spoken for real.
     wire.call("server/discover", {"_meta": MODERN})
     wire.process.terminate()
     assert wire.ended() == (128 + signal.SIGTERM, ["on_exit", "cleaned up"])
 
 
-def test_stdout_carries_nothing_but_json(wire: Wire) -> None:
+def test_stdout_carries_nothing_but_json(wire: Logged) -> None:
     wire.handshake()
     wire.call("tools/call", {"name": "chat_with_agent", "arguments": {"agent": "No"}})
     wire.call("no/such/method")
@@ -229,7 +177,16 @@ async def test_the_official_client_talks_to_it(tmp_path: Path, era: str) -> None
 
 
 def test_starting_imports_nothing_that_a_bare_server_does_not() -> None:
-    heavy = ["nio", "sqlite3", "sqlite_utils", "rich", "tenacity", "platformdirs", "nh3"]
+    heavy = [
+        "nio",
+        "sqlite3",
+        "sqlite_utils",
+        "rich",
+        "tenacity",
+        "platformdirs",
+        "nh3",
+        "prometheus_client",
+    ]
     heavy += ["homeroom.app", "homeroom.config", "homeroom.store", "homeroom.matrix"]
     # Building an MCPServer imports `rich` where it is installed; importing us must not.
     look = f"import sys, homeroom_tools.serve; print([m for m in {heavy} if m in sys.modules])"

@@ -6,39 +6,74 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from mcp.client import Client
+from mcp.server.mcpserver.tools import Tool
 from mcp.shared.exceptions import MCPError
+from pydantic import BaseModel
 
 from homeroom import __version__
 from homeroom_tools import register
-from homeroom_tools.serve import INSTRUCTIONS, build_server
-from homeroom_tools.toolkit import Result, make_tool
+from homeroom_tools.instructions import MAX_BYTES, instructions_for
+from homeroom_tools.selection import TOOL_NAMES
+from homeroom_tools.serve import build_server
+from homeroom_tools.toolkit import UNTRUSTED, Result, defaults_of, make_tool
+from support.described import fields_of
 from support.fake_app import FakeApp
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
+PAGED = {"limit": 50, "cursor": ""}
 CONTRACT = {
-    "list_agents": {"query": "", "limit": 50, "cursor": ""},
-    "chat_with_agent": {"agent": ..., "message": ..., "wait_s": 45, "mirror": True},
-    "get_reply": {"reply_id": ..., "wait_s": 45},
-    "get_agent_memory": {"agent": ..., "label": ""},
+    "list_agents": {"query": "", "detail": "concise", **PAGED},
+    "get_agent": {"agent": ..., "detail": "concise"},
+    "sync_agents": {
+        "dry_run": False,
+        "confirm_removals": False,
+        "audit": False,
+        "invite": "",
+    },
+    "get_sync_status": {},
+    "chat_with_agent": {
+        "agent": ...,
+        "message": ...,
+        "wait_s": 45,
+        "mirror": True,
+        "idempotency_key": "",
+        "priority": "normal",
+        "expires_after_s": 0,
+    },
+    "get_reply": {"reply_id": ..., "wait_s": 45, "offset": 0},
+    "read_room": {"room": ..., "limit": 20, "cursor": ""},
+    "list_rooms": {"agent": "", "detail": "concise", **PAGED},
+    "get_agent_memory": {"agent": ..., "label": "", "history": False, "offset": 0},
     "update_agent_memory": {
         "agent": ...,
         "label": ...,
-        "value": ...,
-        "replace_text": "",
+        "value": "",
+        "mode": "replace",
+        "old_text": "",
         "expected_revision": "",
+        "undo_of": "",
         "force": False,
     },
-    "sync_agents": {"dry_run": False, "confirm_removals": False},
-    "get_sync_status": {},
+    "search_agent_memory": {"agent": ..., "query": ..., "limit": 10, "cursor": ""},
     "explain_delivery": {"id": ...},
-    "list_parked": {"limit": 20},
-    "replay_parked": {"id": ...},
+    "diagnose_rooms": {"fix": False, "all": False},
+    "list_parked": {"agent": "", "detail": "concise", "limit": 20, "cursor": ""},
+    "replay_parked": {"id": ..., "drop": False},
 }
-MAX_LIST_BYTES = 20 * 1024
+WRITE = {
+    "sync_agents",
+    "chat_with_agent",
+    "update_agent_memory",
+    "replay_parked",
+    "diagnose_rooms",
+}
+MAX_TOOLS = 20
+MAX_LIST_BYTES = 16 * 1024
+"""Some 4,000 tokens, which every model reads before its first word."""
 
 
 @pytest.fixture(params=["2026-07-28", "legacy"])
@@ -56,8 +91,7 @@ async def test_names_arguments_and_defaults_are_the_contract(era: str) -> None:
     tools = await listed(era)
     assert list(tools) == list(CONTRACT)
     for name, tool in tools.items():
-        properties = tool["inputSchema"]["properties"]
-        assert {key: s.get("default", ...) for key, s in properties.items()} == CONTRACT[name]
+        assert defaults_of(tool["inputSchema"]) == CONTRACT[name]
 
 
 @pytest.mark.parametrize("name", CONTRACT)
@@ -74,21 +108,64 @@ def test_no_snapshot_is_left_of_a_tool_that_is_gone() -> None:
     assert {path.stem for path in SNAPSHOTS.glob("*.json")} == set(CONTRACT)
 
 
-async def test_tools_are_small_and_say_everything_a_client_asks(era: str) -> None:
+async def test_the_list_of_tools_is_small(era: str, capsys: pytest.CaptureFixture[str]) -> None:
     tools = await listed(era)
-    assert len(json.dumps(list(tools.values()), separators=(",", ":")).encode()) <= MAX_LIST_BYTES
-    for tool in tools.values():
-        assert len(tool["description"].encode()) <= 600
-        assert set(tool["annotations"]) == {
-            "readOnlyHint",
-            "destructiveHint",
-            "idempotentHint",
-            "openWorldHint",
-        }
-        assert tool["inputSchema"]["additionalProperties"] is False
-        for schema in subschemas(tool["inputSchema"]):
-            assert "anyOf" not in schema and schema.get("type") != "null"
-        assert '"null"' not in json.dumps(tool["outputSchema"])
+    sizes = {name: size_of(tool) for name, tool in tools.items()}
+    total = size_of(list(tools.values()))
+    with capsys.disabled():
+        told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        print(f"\ntools/list ({era}): {total} of {MAX_LIST_BYTES} bytes: {told}")  # noqa: T201
+    assert len(tools) <= MAX_TOOLS
+    assert total <= MAX_LIST_BYTES
+
+
+def size_of(part: Any) -> int:
+    return len(json.dumps(part, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+async def test_a_tool_says_everything_that_a_client_asks(name: str, era: str) -> None:
+    tool = (await listed(era))[name]
+    assert 0 < len(tool["description"].encode()) <= 600
+    assert len(name) <= 40 and tool["title"]
+    assert set(tool["annotations"]) == {
+        "readOnlyHint",
+        "destructiveHint",
+        "idempotentHint",
+        "openWorldHint",
+    }
+    assert tool["annotations"]["readOnlyHint"] is (name not in WRITE)
+    assert tool["inputSchema"]["additionalProperties"] is False
+    for schema in subschemas(tool["inputSchema"]):
+        assert "anyOf" not in schema and isinstance(schema["type"], str)
+    for argument in tool["inputSchema"]["properties"].values():
+        assert argument["description"]
+    wire = json.dumps(tool["outputSchema"])
+    assert '"null"' not in wire and "$ref" not in wire and "anyOf" not in wire
+
+
+@pytest.mark.parametrize("tool", register(FakeApp()), ids=lambda tool: str(tool.name))  # type: ignore[arg-type]
+def test_every_field_of_a_result_is_described_where_a_client_reads_it(tool: Tool) -> None:
+    check_described(get_type_hints(tool.fn)["return"], tool.output_schema or {})
+
+
+def check_described(model: type[BaseModel], schema: dict[str, Any]) -> None:
+    """Every field is named, with its meaning, as what others wrote or as ours."""
+    described = fields_of(schema)
+    for name, field in model.model_fields.items():
+        wanted = (field.description or "").startswith(UNTRUSTED)
+        assert name in described, f"{model.__name__}.{name}"
+        untrusted, meaning = described[name]
+        assert (untrusted, bool(meaning)) == (wanted, True), f"{model.__name__}.{name}"
+        for row in rows_in(field.annotation):
+            check_described(row, schema["properties"][name]["items"])
+
+
+def rows_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from rows_in(inner)
 
 
 def subschemas(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -98,11 +175,12 @@ def subschemas(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 async def test_the_server_says_who_it_is_and_how_to_use_it(era: str) -> None:
-    assert len(INSTRUCTIONS.encode()) <= 1024
+    told = instructions_for(TOOL_NAMES)
+    assert len(told.encode()) <= MAX_BYTES == 1024
     # A pinned modern connection asks nothing first; discovery is how such a client learns this.
     mode = "legacy" if era == "legacy" else "auto"
     async with Client(build_server(FakeApp()), mode=mode) as client:
-        assert client.instructions == INSTRUCTIONS
+        assert client.instructions == told
         assert client.server_info is not None
         assert (client.server_info.name, client.server_info.version) == ("homeroom", __version__)
         tools = client.server_capabilities.tools

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from homeroom.decide import decide, held_notices
 from homeroom.deliveries import Deliveries
+from homeroom.errors import Misuse
 from homeroom.intake import late_ms
-from homeroom.model import (
-    AgentId,
-    EventId,
-    GhostId,
-    ItemKind,
-    ItemState,
-    Mapping,
-    Member,
-    RoomEvent,
-    RoomId,
-    SyncBatch,
-)
-from homeroom.relay import decide, held_notices
+from homeroom.items import ItemKind, ItemState
+from homeroom.model import AgentId, EventId, GhostId, Mapping, RoomEvent, RoomId, SyncBatch
 from homeroom.store import Store, open_store
 
 HOUR_MS = 3_600_000
 NOW_MS = 1_000 * HOUR_MS
 ROOM, OTHER = RoomId("!r:hs.test"), RoomId("!o:hs.test")
-HUB = "@agent_hub:hs.test"
 HOME = Mapping(agent_id=AgentId("agent-1"), ghost=GhostId("@agent_1:hs.test"), room_id=ROOM)
 
 
@@ -62,7 +53,7 @@ def test_no_event_is_later_than_the_silence_it_fell_into(
     age_h: float, silent_h: float, late_h: float
 ) -> None:
     event = said("x", at_ms=int(NOW_MS - age_h * HOUR_MS))
-    got = late_ms(event, SyncBatch("s"), HUB, NOW_MS, int(silent_h * HOUR_MS))
+    got = late_ms(event, SyncBatch("s"), NOW_MS, int(silent_h * HOUR_MS))
     assert got == int(late_h * HOUR_MS)
 
 
@@ -70,12 +61,11 @@ def test_in_a_room_the_hub_has_just_joined_its_joining_is_the_clock() -> None:
     skewed_ms = NOW_MS - 9 * HOUR_MS
     event = said("x", at_ms=skewed_ms - 3 * HOUR_MS)
 
-    def late(room: RoomId, user: str) -> int:
-        joined = Member(room, user, "join", at_ms=skewed_ms)
-        return late_ms(event, SyncBatch("s", members=(joined,)), HUB, NOW_MS, 0)
+    def late(room: RoomId) -> int:
+        return late_ms(event, SyncBatch("s", joined_ms={room: skewed_ms}), NOW_MS, 0)
 
-    assert late(ROOM, HUB) == 3 * HOUR_MS
-    assert late(OTHER, HUB) == late(ROOM, "@you:hs.test") == 0
+    assert late(ROOM) == 3 * HOUR_MS
+    assert late(OTHER) == 0
 
 
 # --- what is held --------------------------------------------------------------------------------
@@ -182,3 +172,77 @@ async def test_what_is_late_when_its_room_becomes_known_is_held_too(tmp_path: Pa
         assert len(await bridge.work(ItemKind.POST)) == 1
         await bridge.hear(said("!catchup"))
         assert await bridge.work(ItemKind.TURN) == ["1"]
+
+
+async def test_another_process_may_ask_for_one_room_or_for_all(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        bridge = Bridge(store)
+        await bridge.hear(said("1", late=2 * HOUR_MS), said("2", late=2 * HOUR_MS))
+        deliveries = Deliveries(store)
+        assert await deliveries.list_held() == {ROOM: 2}
+        with pytest.raises(Misuse, match="no id of a room"):
+            await deliveries.catch_up("#alias:hs.test")
+        with pytest.raises(Misuse, match="Nothing is left to catch up on in !o"):
+            await deliveries.catch_up(OTHER)
+        assert await deliveries.catch_up(ROOM, wait_s=0.01) is None, "nobody runs the bridge"
+        assert await bridge.work(ItemKind.TURN) == []
+        for errand, room in (await store.pending_errands("catch_up")).items():
+            await store.answer_held(errand, room, judge, bridge.fence)
+            answer = await store.find_errand_answer(errand)
+        assert answer is not None and json.loads(answer) == {"answered": 2, "left": 0}
+        assert await bridge.work(ItemKind.TURN) == ["1", "2"]
+        assert await deliveries.list_held() == {}
+        with pytest.raises(Misuse, match="anywhere"):
+            await deliveries.catch_up("")
+
+
+async def test_what_is_held_for_a_retired_agent_stays_held(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        bridge = Bridge(store)
+        await bridge.hear(said("1", late=2 * HOUR_MS))
+        await store.save_mapping(replace(HOME, retired=True), judge, bridge.fence)
+        errand = await store.request_errand("catch_up")
+        await store.answer_held(errand, "", judge, bridge.fence)
+        answer = await store.find_errand_answer(errand)
+        assert answer is not None and json.loads(answer) == {"answered": 0, "left": 1}
+        assert await bridge.work(ItemKind.TURN) == []
+
+
+async def test_what_a_room_is_told_once_is_not_told_again_when_the_rest_is_forgotten(
+    tmp_path: Path,
+) -> None:
+    now_ms = NOW_MS
+    async with open_store(tmp_path / "s.db", lambda: now_ms) as store:
+        bridge = Bridge(store)
+
+        def secret(name: str) -> RoomEvent:
+            return replace(said(name), type="m.room.encrypted", content={"algorithm": "x"})
+
+        await bridge.hear(secret("1"), said("!help"))
+        assert len(await bridge.work(ItemKind.POST)) == 2
+        now_ms += 100 * 24 * HOUR_MS
+        bridge.fence = (await store.take_lease("me", rank=1, ttl_ms=60_000)).fence
+        while await store.prune(HOUR_MS, bridge.fence):
+            pass
+        await bridge.hear(secret("2"), said("!help"))
+        (told,) = await bridge.work(ItemKind.POST)
+        assert "commands" in told, "what is asked for is told again"
+
+
+async def test_no_message_costs_a_look_at_all_the_messages_there_are(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        fence = (await store.take_lease("me", rank=1, ttl_ms=60_000)).fence
+        await store.save_mapping(HOME, judge, fence)
+        run: list[str] = []
+        store._conn.set_trace_callback(run.append)
+        late = SyncBatch("s1", (said("late", late=2 * HOUR_MS),))
+        await store.record_batch(late, judge, is_ghost, fence, held_notices)
+        await store.record_batch(SyncBatch("s2", (said("now"),)), judge, is_ghost, fence)
+        store._conn.set_trace_callback(None)
+        looks = [sql for sql in run if " event " in sql and not sql.startswith("INSERT")]
+        assert any("held = 1 GROUP BY" in sql for sql in looks) and len(looks) > 4
+        for sql in looks:
+            plans = [row["detail"] for row in store._rows(f"EXPLAIN QUERY PLAN {sql}")]
+            assert all("INDEX" in how or "PRIMARY KEY" in how for how in plans if "event" in how), (
+                sql
+            )

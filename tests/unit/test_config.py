@@ -8,17 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from homeroom.config import (
-    EXAMPLES,
-    Config,
-    load_config,
-    load_registration,
-    new_registration,
-    unknown_variables,
-    variable_of,
-    write_registration,
-)
+from homeroom.config import EXAMPLES, Config, load_config, unknown_variables, variable_of
 from homeroom.errors import ConfigError
+from homeroom.registration import load_registration, new_registration, write_registration
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +47,11 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatc
     ("name", "value", "says"),
     [
         ("letta_url", None, "is missing"),
-        ("switch_off", "rename,avatars", "'rename', 'invites' or 'retire'"),
+        ("switch_off", "rename,names", "'spaces', 'avatars' or 'accept_invites'"),
+        ("space_name", "  ", "must not be blank"),
+        ("accept_invites", "everybody", "which is none of invited-people"),
+        ("accept_invites", "local,nobody", "has nobody beside others"),
+        ("invite_poll_s", "0", "greater than or equal to 1"),
         ("keep_edits", "all", "'nothing', 'name', 'topic' or 'both'"),
         ("retire_after_s", "-1", "greater than or equal to 0"),
         ("letta_url", "localhost:8283", "must be a URL"),

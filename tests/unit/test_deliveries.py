@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from homeroom.decide import chat_items, decide
 from homeroom.deliveries import Deliveries
 from homeroom.errors import Misuse, NotFound
-from homeroom.model import (
-    AgentId,
-    Decision,
-    EventId,
-    GhostId,
-    Item,
-    ItemKind,
-    ItemState,
-    Mapping,
-    RoomEvent,
-    RoomId,
-    SyncBatch,
-)
-from homeroom.relay import chat_items, decide
+from homeroom.items import Decision, Item, ItemKind, ItemState, Origin
+from homeroom.model import AgentId, EventId, GhostId, ItemId, Mapping, RoomEvent, RoomId, SyncBatch
+from homeroom.relay import Relay
 from homeroom.store import Store, open_store
+from support.old_store import RELEASED, age_store
 
 ROOM = RoomId("!r:hs.test")
 HOME = Mapping(agent_id=AgentId("agent-1"), ghost=GhostId("@agent_1:hs.test"), room_id=ROOM)
@@ -78,6 +68,9 @@ async def test_the_story_goes_from_the_event_over_every_try_to_the_post(tmp_path
 
         story = await Deliveries(store).explain(" $1 ")
         assert story == await Deliveries(store).explain(turn.id)
+        own = await Deliveries(store).explain("$answer")
+    assert own.now == f"It is one of our own: the answer to item {turn.id}. {story.now}"
+    assert replace(own, now=story.now) == story
     assert (story.state, story.sender, story.room_id) == ("answered", "@you:hs.test", ROOM)
     expected = (
         "Received from @you:hs.test in !r:hs.test, sent 1970-01-01 00:16:40 UTC",
@@ -144,33 +137,26 @@ async def test_an_unknown_id_is_told_what_ids_look_like(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "newest", ["m001_first", "m002_patience_is_counted_from_the_first_failure"]
+    "before", ["m002_patience_is_counted_from_the_first_failure", "m002_next_try", RELEASED]
 )
-async def test_an_older_store_is_taken_over_with_its_history(tmp_path: Path, newest: str) -> None:
+async def test_an_older_store_is_taken_over_with_its_history(tmp_path: Path, before: str) -> None:
     path = tmp_path / "s.db"
     async with open_store(path) as store:
         fence = await hear(store, said("$1"))
         await claim(store, fence)
-    db = sqlite3.connect(path)  # as it was then
-    db.execute("ALTER TABLE item_history DROP COLUMN next_try_ms")
-    db.execute("DROP INDEX item_parked")
-    db.execute("ALTER TABLE item DROP COLUMN replay_count")
-    db.execute("DROP INDEX event_held")
-    db.execute("ALTER TABLE event DROP COLUMN late_ms")
-    db.execute("ALTER TABLE event DROP COLUMN held")
-    for column in ("missing_since_ms", "missing_seen", "retired"):
-        db.execute(f"ALTER TABLE mapping DROP COLUMN {column}")
-    db.execute("ALTER TABLE sync_run DROP COLUMN confirm_removals")
-    if newest == "m001_first":
-        db.execute("DROP INDEX item_waiting")
-        db.execute("DROP INDEX item_claimed")
-        db.execute("ALTER TABLE item DROP COLUMN failing_since_ms")
-        db.execute("ALTER TABLE item DROP COLUMN uncertain_count")
-    db.execute("DELETE FROM _sqlite_migrations WHERE name NOT IN ('m001_first', ?)", (newest,))
-    db.commit()
-    db.close()
+    age_store(path, before)
     async with open_store(path) as store:
-        assert len((await Deliveries(store).explain("$1")).steps) == 3
+        story = await Deliveries(store).explain("$1")
+        assert len(story.steps) == 3
+        item = await store.get_item(ItemId(story.item_id))
+        assert (item.state, item.origin, item.who) == (
+            ItemState.DELIVERING,
+            Origin.ROOM_EVENT,
+            "@you:hs.test",
+        ), "a claim of then may have touched the outside world"
+        fence = (await store.take_lease("heir", rank=2, ttl_ms=60_000)).fence
+        again = await claim(store, fence)
+        assert again.id == item.id and again.begun
 
 
 # --- replaying -----------------------------------------------------------------------------------
@@ -240,12 +226,142 @@ async def test_only_a_post_that_may_have_been_made_gets_no_new_time_by_a_replay(
             await store.finish(await claim(store, fence, item.kind), ItemState.DONE, fence=fence)
 
 
-async def test_a_dropped_message_says_so(tmp_path: Path) -> None:
+async def test_a_message_whose_time_was_up_says_so_and_its_room_was_told(tmp_path: Path) -> None:
+    now = [2_000_000]
+    async with open_store(tmp_path / "s.db", now_ms=lambda: now[0]) as store:
+        fence = await hear(store)
+        chat = chat_items(
+            HOME.agent_id, HOME, SECRET, client="Desk", mirror=True, key="k", expires_after_ms=500
+        )
+        reply_id, mirrored = await store.put(chat)
+        relay = Relay(
+            store,
+            nobody,
+            nobody,
+            None,
+            fence=fence,
+            on_progress=lambda *_: None,  # type: ignore[arg-type]
+        )
+        now[0] += 500
+        assert (await store.claim([ItemKind.TURN], fence, on_expired=relay.on_expired))[0] is None
+        mirror = await claim(store, fence, ItemKind.POST)
+        assert mirror.id == mirrored
+        await store.finish(mirror, ItemState.DONE, fence=fence, result={"event_id": "$m"})
+        notice = await claim(store, fence, ItemKind.POST)
+        body = notice.payload["content"]["body"]
+        assert body == "⌛ The message of Desk was not delivered before its time was up."
+        await store.finish(notice, ItemState.DONE, fence=fence, result={"event_id": "$n"})
+        story = await Deliveries(store).explain(reply_id)
+    assert story.state == "expired" and "no answer" in story.now
+    texts = [step.text for step in story.steps]
+    assert texts[1:] == [
+        "Expired: its time was up before it could be delivered.",
+        "The notice that its time was up was posted in !r:hs.test as $n.",
+    ]
+
+
+async def nobody() -> None:
+    raise AssertionError("what people are told is known without asking anybody")
+
+
+async def test_every_state_of_a_message_has_a_story(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        fence = await hear(store, said("$1"), said("$2"))
+        explain, seen = Deliveries(store).explain, []
+        seen.append((await explain("$1")).state)
+        turn = await claim(store, fence)
+        seen.append((await explain("$1")).now)
+        await store.begin(turn, fence)
+        story = await explain("$1")
+        seen.append(story.now)
+        assert story.steps[-1].text == "Handed to the agent."
+        await store.finish(turn, ItemState.DONE, fence=fence, result={"text": "x"})
+        seen.append((await explain("$1")).state)
+        await Deliveries(store).cancel("$2", "enough")
+        seen.append((await explain("$2")).state)
+        with pytest.raises(Misuse, match="is done"):
+            await Deliveries(store).cancel("$1", "enough")
+        with pytest.raises(NotFound, match="homeroom tail"):
+            await Deliveries(store).cancel("$9", "enough")
+    assert seen == [
+        "waiting",
+        "It is being worked on; nothing of it was sent yet.",
+        "It is being delivered.",
+        "answered",
+        "cancelled",
+    ]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_dropped_message_says_so_and_whoever_wrote_it_is_told_once(
+    tmp_path: Path, begun: bool
+) -> None:
     async with open_store(tmp_path / "s.db") as store:
         fence = await hear(store, said("$1"))
         turn = await claim(store, fence)
-        await store.finish(turn, ItemState.PARKED, fence=fence, reason="no")
-        await Deliveries(store).drop(turn.id, "asked again meanwhile")
-        story = await Deliveries(store).explain("$1")
+        await store.finish(turn, ItemState.PARKED, fence=fence, reason="no", delivered=begun)
+        deliveries = Deliveries(store, status_events=True)
+        await deliveries.drop(turn.id, "asked again meanwhile")
+        story = await deliveries.explain("$1")
+        assert "Dropped: asked again meanwhile" in [step.text for step in story.steps]
+        with pytest.raises(Misuse, match="is cancelled, not parked"):
+            await deliveries.drop(turn.id, "once more")
+        posts = []
+        while (item := (await store.claim([ItemKind.POST, ItemKind.STATUS], fence))[0]) is not None:
+            posts.append(item.payload["content"])
+            done = {"event_id": "$told"}
+            await store.finish(item, ItemState.DONE, fence=fence, result=done)
+        steps = (await deliveries.explain("$1")).steps
     assert story.state == "cancelled"
-    assert story.steps[-1].text == "Dropped: asked again meanwhile"
+    (notice,) = [content for content in posts if content.get("msgtype") == "m.notice"]
+    how = "It may have been delivered." if begun else "It was not delivered."
+    assert "Your message was dropped by whoever runs this Homeroom" in notice["body"]
+    assert notice["body"].endswith(how)
+    assert notice["m.relates_to"]["m.in_reply_to"] == {"event_id": "$1"}
+    (status,) = [content for content in posts if content.get("status")]
+    assert status["status"] == ("FAIL_PERMANENT" if begun else "FAIL_RETRIABLE")
+    assert "notice that it was dropped was posted" in steps[-1].text
+
+
+async def test_all_that_is_parked_is_listed_however_much_it_is(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        fence = await hear(store)
+        keys = [f"{number:03}" for number in range(201)]
+        for key in keys:
+            (turn,) = chat_items(AgentId("agent-9"), None, "x", client="c", mirror=False, key=key)
+            await store.put([turn])
+            item = await claim(store, fence)
+            await store.finish(item, ItemState.PARKED, fence=fence, reason=key)
+        found = await Deliveries(store).list_parked()
+    assert [parked.item.reason for parked in found] == keys
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [
+        ("mirror:k", "message, shown in the room of the agent, of item {turn}. "),
+        ("mirror:k:1", "message, shown in the room of the agent, of item {turn}. "),
+        ("delay:{turn}.1", "notice that it has to wait, of item {turn}. "),
+        ("reply:{turn}:2", "answer to item {turn}. "),
+        ("reply:0000000000000000000000", "answer. "),
+        ("presence:agent-1:0:True", "message of the agent. "),
+    ],
+)
+async def test_of_what_we_posted_it_is_told_what_it_followed_from(
+    tmp_path: Path, key: str, what: str
+) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        fence = await hear(store)
+        items = chat_items(HOME.agent_id, HOME, SECRET, client="c", mirror=True, key="k")
+        await store.put(items[:1])
+        turn = await claim(store, fence)
+        await store.put([replace(items[1], dedupe_key=key.format(turn=turn.id))])
+        post = await claim(store, fence, ItemKind.POST)
+        await store.finish(post, ItemState.DONE, fence=fence, result={"event_id": "$own"})
+        story = await Deliveries(store).explain("$own")
+        with pytest.raises(NotFound, match="begins with"):
+            await Deliveries(store).explain("$other")
+    assert story.now.startswith("It is one of our own: the " + what.format(turn=turn.id))
+    assert story.item_id == (turn.id if "item" in what else post.id)
+    assert "$own" in " ".join(step.text for step in story.steps) or "mirror" in key
+    assert SECRET not in str(story)

@@ -19,15 +19,27 @@ from homeroom.background import background
 from homeroom.errors import (
     HomeroomError,
     LeaseLost,
+    LimitExceeded,
     Misuse,
     NotFound,
     Rejected,
     Unavailable,
     Uncertain,
 )
-from homeroom.mailbox import Mailbox, Outcome
-from homeroom.model import Item, ItemId, ItemKind, ItemState, NewItem
+from homeroom.items import Item, ItemKind, ItemState, NewItem, Origin, Priority
+from homeroom.mailbox import Begin, Mailbox, Outcome
+from homeroom.model import ItemId
 from homeroom.store import Store, open_store
+from homeroom.store.item_rows import (
+    CLAIMABLE,
+    EXPIRED,
+    EXPIRING,
+    NOT_ON,
+    OPEN_TURNS,
+    OPEN_TURNS_OF_LANE,
+    PUT_OFF,
+)
+from support.old_store import age_store
 
 TURN = ItemKind.TURN
 
@@ -78,8 +90,10 @@ async def test_whoever_lost_the_lease_can_write_nothing_any_more(tmp_path: Path)
         await first.put([new("a", "1")])
         item = await claim(first, old)
         assert item and not item.begun
+        await first.begin(item, old)
         fence = await lease(second, "second")
         for attempt in (
+            first.begin(item, old),
             first.finish(item, ItemState.DONE, fence=old),
             first.retry(item, fence=old, delay_ms=0, reason="", delivered=False),
             first.claim([TURN], old),
@@ -253,14 +267,14 @@ async def test_only_what_is_parked_can_be_replayed_or_dropped(tmp_path: Path) ->
     async with open_store(tmp_path / "s.db") as store:
         fence = await lease(store)
         (item_id,) = await store.put([new("a", "1")])
-        for attempt in (store.replay(item_id, tell), store.drop(item_id, "no")):
+        for attempt in (store.replay(item_id, tell), store.drop(item_id, "no", tell)):
             with pytest.raises(Misuse, match="is waiting, not parked"):
                 await attempt
         await park(store, fence, delivered=False)
-        ((parked,), total) = await store.list_parked(10)
+        ((parked,), total) = await store.page_parked("", 10, "")
         assert (parked.item.id, parked.item.reason, total) == (item_id, "no", 1)
-        await store.drop(item_id, "enough")
-        assert await store.list_parked(10) == ([], 0)
+        await store.drop(item_id, "enough", tell)
+        assert await store.page_parked("", 10, "") == ([], 0)
         assert (await Mailbox(store).wait_ended(item_id, 0)).reason == "enough"
         with pytest.raises(Misuse, match="is cancelled"):
             await store.replay(item_id, tell)
@@ -287,8 +301,10 @@ class Script:
         self.hold_until = 0
         self.full = anyio.Event()
 
-    async def deliver(self, item: Item) -> Outcome:
+    async def deliver(self, item: Item, begin: Begin) -> Outcome:
         self.begun.append(item.dedupe_key)
+        if not item.payload.get("before"):
+            await begin()
         self.at_once += 1
         self.most = max(self.most, self.at_once)
         try:
@@ -308,6 +324,9 @@ class Script:
 
     def on_parked(self, item: Item, reason: str, *, delivered: bool) -> list[NewItem]:
         return [new("told", f"parked:{item.id}", delivered=delivered)]
+
+    def on_expired(self, item: Item) -> list[NewItem]:
+        return [new("told", f"expired:{item.id}")]
 
 
 _ERRORS: dict[str, BaseException] = {
@@ -359,6 +378,46 @@ async def test_a_hopeless_item_is_parked_with_its_reason_and_the_lane_goes_on(
             assert "ZeroDivisionError" in caplog.text
         (told,) = await store.put([new("told", f"parked:{one.id}")])
         assert (await store.get_item(told)).payload["delivered"] is delivered
+
+
+async def test_a_fault_before_anything_was_sent_is_no_delivery(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        ids = await store.put([new("a", "1", fails={"0": "bug"}, before=True)])
+        (item,) = await work(store, Script(), ids)
+        assert item.state is ItemState.PARKED and not item.begun
+
+
+async def test_a_claim_of_a_process_that_died_before_it_sent_anything_is_sent_as_new(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "s.db"
+    async with open_store(path) as store:
+        fence = await lease(store, "dead", ttl_ms=0)
+        await store.put([new("a", "claimed"), new("b", "sent")])
+        for _ in range(2):
+            item = await claim(store, fence)
+            if item and item.lane == "b":
+                await store.begin(item, fence)
+        fence = await lease(store, "heir")
+        claimed, sent = await claim(store, fence), await claim(store, fence)
+        assert claimed and sent
+        assert (claimed.begun, sent.begun) == (False, True)
+        assert (claimed.claim_crash_count, sent.crash_count) == (1, 1)
+        await store.release_lease(fence)  # in good order
+        again = await claim(store, await lease(store, "third"))
+        assert again and (again.crash_count, again.claim_crash_count) == (0, 1)
+
+
+async def test_a_post_is_being_delivered_from_its_claim_on_and_a_turn_when_it_is_said(
+    tmp_path: Path,
+) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        fence = await lease(store)
+        turn, post = await store.put([new("a", "1"), NewItem("room:r", POST, {}, "p")])
+        for _ in range(2):
+            await store.claim([TURN, POST], fence, begin=[POST])
+        assert (await store.get_item(turn)).state is ItemState.CLAIMED
+        assert (await store.get_item(post)).state is ItemState.DELIVERING
 
 
 async def test_no_more_turns_run_at_once_than_allowed(tmp_path: Path) -> None:
@@ -427,9 +486,44 @@ async def after_one_more(store: Store, item_id: ItemId, courier: Script) -> Item
         async with background(worker):
             while True:
                 changed, item = store.changed, await store.get_item(item_id)
-                if item.attempts > before.attempts and item.state is not ItemState.CLAIMED:
+                worked = item.state in (ItemState.CLAIMED, ItemState.DELIVERING)
+                if item.attempts > before.attempts and not worked:
                     return item
                 await changed.wait()
+
+
+@pytest.mark.parametrize("stopped", [True, False], ids=["stopped", "killed"])
+@pytest.mark.parametrize(
+    ("kind", "delivered", "forgiven"),
+    [(TURN, False, True), (TURN, True, True), (POST, False, True), (POST, True, False)],
+)
+async def test_a_night_in_which_nobody_ran_is_not_held_against_what_had_failed(
+    tmp_path: Path, kind: ItemKind, delivered: bool, forgiven: bool, stopped: bool
+) -> None:
+    now = [1_000_000]
+    async with open_store(tmp_path / "s.db", now_ms=lambda: now[0]) as store:
+        fence = await lease(store, "evening", ttl_ms=6_000)
+        (item_id,) = await store.put([NewItem("a", kind, {}, "1")])
+        item, _ = await store.claim([kind], fence)
+        assert item
+        await store.retry(item, fence=fence, delay_ms=0, reason="away", delivered=delivered)
+        if stopped:
+            await store.release_lease(fence)
+        now[0] += 9 * HOUR_MS
+        await lease(store, "morning")
+        failing_ms = now[0] - (await store.get_item(item_id)).failing_since_ms
+        lasted_ms = 0 if stopped else 6_000
+        assert failing_ms == (lasted_ms if forgiven else 9 * HOUR_MS)
+
+
+async def test_what_fails_on_after_a_night_off_gets_the_rest_of_its_hour(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    evening = int(time.time() * 1000) - 9 * HOUR_MS
+    async with open_store(path, now_ms=lambda: evening) as store:
+        item_id = await put_off(store, new("a", "1", fails={"1": "away"}), 1, uncertain=False)
+    async with open_store(path) as store:
+        item = await after_one_more(store, item_id, Script())
+        assert item.state is ItemState.WAITING
 
 
 async def test_outages_do_not_count_as_lost_answers(tmp_path: Path) -> None:
@@ -459,7 +553,7 @@ async def test_no_service_can_put_an_item_off_for_longer_than_it_is_kept(tmp_pat
         (item_id,) = await store.put([new("a", "1")])
 
         class Slow(Script):
-            async def deliver(self, item: Item) -> Outcome:
+            async def deliver(self, item: Item, begin: Begin) -> Outcome:
                 raise Unavailable("model", "later", retry_after_s=86_400.0)
 
         mailbox, fence = Mailbox(store), await lease(store)
@@ -474,11 +568,62 @@ async def test_no_service_can_put_an_item_off_for_longer_than_it_is_kept(tmp_pat
 
 async def test_a_look_for_work_does_not_read_what_is_done(tmp_path: Path) -> None:
     async with open_store(tmp_path / "s.db") as store:
-        plans = store._conn.execute(
-            "EXPLAIN QUERY PLAN SELECT * FROM item AS i WHERE state = 'waiting'"
-            " AND not_before_ms <= 1 ORDER BY i.id LIMIT 1"
-        ).fetchall()
-        assert any("item_waiting" in row["detail"] for row in plans)
+        for sql, args, indexes in (
+            (CLAIMABLE.format(held=""), ("turn", 1, 1), {"item_waiting", "item_open"}),
+            (CLAIMABLE.format(held=NOT_ON), ("turn", 1, 1, "a", "a"), {"item_waiting"}),
+            (PUT_OFF, ("turn", 1), {"item_put_off"}),
+            (EXPIRED, (1,), {"item_expiring"}),
+            (EXPIRING, (), {"item_expiring"}),
+            (OPEN_TURNS, (), {"PRIMARY KEY"}),
+            (OPEN_TURNS_OF_LANE, ("a",), {"item_open"}),
+        ):
+            rows = store._conn.execute(f"EXPLAIN QUERY PLAN {sql}", args)
+            plan = [row["detail"] for row in rows]
+            for index in indexes:
+                assert any(index in step for step in plan), (sql, plan)
+            assert not any("SCAN" in step or "TEMP B-TREE" in step for step in plan), (sql, plan)
+
+
+async def test_how_many_turns_are_open_is_known_without_counting_them(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    async with open_store(path, max_waiting_total=2) as store:
+        fence = await lease(store)
+        ids = await store.put([new("a", "1"), new("b", "2"), NewItem("c", POST, {}, "3")])
+        with pytest.raises(LimitExceeded):
+            await store.put([new("c", "4")])
+        await park(store, fence, delivered=False)
+        await store.put([new("c", "4")])
+        await store.replay(ids[0], lambda item: [])
+        with pytest.raises(LimitExceeded):
+            await store.put([new("d", "5")])
+        await store.cancel(ids[0], "enough", lambda item: [])
+        await store.cancel(ids[1], "enough", lambda item: [])
+        await store.put([new("d", "5")])
+    age_store(path)
+    async with open_store(path, max_waiting_total=2) as store:
+        with pytest.raises(LimitExceeded):
+            await store.put([new("e", "6")])
+
+
+async def test_with_all_turns_running_a_look_for_a_post_costs_the_same_however_many_wait(
+    tmp_path: Path,
+) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        fence = await lease(store)
+        steps = []
+        for count in (10, 1_000):
+            await store.put([new(f"lane {n}", f"{count}:{n}") for n in range(count)])
+            done = 0
+
+            def step() -> None:
+                nonlocal done
+                done += 1
+
+            store._conn.set_progress_handler(step, 1)
+            await store.claim([POST], fence)
+            store._conn.set_progress_handler(None, 0)
+            steps.append(done)
+        assert steps[0] and steps[1] < 1.5 * steps[0], steps
 
 
 # --- against a model -----------------------------------------------------------------------------
@@ -500,6 +645,9 @@ class MailboxMachine(RuleBasedStateMachine):
         self.claimed: dict[str, Item] = {}
         self.put_off: dict[str, int] = {}
         self.ended: set[str] = set()
+        self.priority: dict[str, Priority] = {}
+        self.tried: set[str] = set()
+        self.ids: dict[str, ItemId] = {}
         self.parked: dict[str, Item] = {}
         self.count = 0
         self.fence = self.portal.call(lease, self.store)
@@ -510,11 +658,23 @@ class MailboxMachine(RuleBasedStateMachine):
             self.portal_context.__exit__(None, None, None)
             self.directory.cleanup()
 
-    @rule(lane=st.sampled_from("abc"))
-    def put(self, lane: str) -> None:
+    @rule(
+        lane=st.sampled_from("abc"),
+        of=st.sampled_from(
+            [(Origin.ROOM_EVENT, Priority.NORMAL)] * 3
+            + [(Origin.TOOL_CALL, priority) for priority in Priority]
+        ),
+    )
+    def put(self, lane: str, of: tuple[Origin, Priority]) -> None:
         self.count += 1
-        self.portal.call(self.store.put, [new(lane, str(self.count))])
-        self.lanes.setdefault(lane, []).append(str(self.count))
+        key, (origin, priority) = str(self.count), of
+        item = NewItem(lane, TURN, {}, key, origin=origin, priority=priority)
+        (self.ids[key],) = self.portal.call(self.store.put, [item])
+        self.priority[key] = priority
+        self.lanes.setdefault(lane, []).append(key)
+
+    def order(self, key: str) -> tuple[bool, int, int]:
+        return key not in self.tried, -self.priority[key], int(key)
 
     @rule(key=st.integers(1, 5))
     def put_again(self, key: int) -> None:
@@ -524,18 +684,31 @@ class MailboxMachine(RuleBasedStateMachine):
     @rule()
     def claim(self) -> None:
         item = self.portal.call(claim, self.store, self.fence)
-        heads = {
-            keys[0]
+        firsts = [
+            min(keys, key=self.order)
             for keys in self.lanes.values()
-            if keys
-            and not any(key in self.claimed for key in keys)
-            and self.put_off.get(keys[0], 0) <= self.now
-        }
+            if keys and not any(key in self.claimed for key in keys)
+        ]
+        heads = [key for key in firsts if self.put_off.get(key, 0) <= self.now]
         if item is None:
             assert not heads
         else:
-            assert item.dedupe_key == min(heads, key=int)
+            assert item.dedupe_key == min(heads, key=lambda k: (-self.priority[k], int(k)))
             self.claimed[item.dedupe_key] = item
+            self.tried.add(item.dedupe_key)
+
+    @precondition(lambda self: self.claimed)
+    @rule()
+    def begin(self) -> None:
+        item = next(iter(self.claimed.values()))
+        self.portal.call(self.store.begin, item, self.fence)
+
+    @rule(lane=st.sampled_from("abc"))
+    def cancel(self, lane: str) -> None:
+        if keys := [key for key in self.lanes.get(lane, []) if key not in self.claimed]:
+            self.portal.call(self.store.cancel, self.ids[keys[-1]], "enough", lambda item: [])
+            self.lanes[lane].remove(keys[-1])
+            self.ended.add(keys[-1])
 
     @precondition(lambda self: self.claimed)
     @rule(state=st.sampled_from([ItemState.DONE, ItemState.PARKED]))
@@ -561,7 +734,7 @@ class MailboxMachine(RuleBasedStateMachine):
             self.put_off.pop(key, None)
             self.ended.remove(key)
         else:
-            self.portal.call(self.store.drop, item.id, "enough")
+            self.portal.call(self.store.drop, item.id, "enough", lambda item: [])
 
     @precondition(lambda self: self.claimed)
     @rule(delay_ms=st.integers(0, 50), delivered=st.booleans())
@@ -592,8 +765,10 @@ class MailboxMachine(RuleBasedStateMachine):
             return
         counts = self.portal.call(self.store.count_items)
         open_count = sum(len(keys) for keys in self.lanes.values())
-        assert counts.get("waiting", 0) + counts.get("claimed", 0) == open_count
-        assert counts.get("claimed", 0) == len(self.claimed)
+        worked = counts.get("claimed", 0) + counts.get("delivering", 0)
+        assert counts.get("waiting", 0) + worked == open_count
+        assert worked == len(self.claimed)
+        assert self.store._count(OPEN_TURNS) == open_count
         gone = [counts.get(state, 0) for state in ("done", "parked", "cancelled")]
         assert sum(gone) == len(self.ended)
 

@@ -11,18 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homeroom.model import (
-    AgentId,
-    Decision,
-    EventId,
-    GhostId,
-    ItemKind,
-    Mapping,
-    RoomEvent,
-    RoomId,
-)
+from homeroom.decide import chat_items, decide, presence_items
+from homeroom.items import Decision, ItemKind
+from homeroom.model import AgentId, EventId, GhostId, Mapping, RoomEvent, RoomId
 from homeroom.posts import reply_content, split_text, text_items, to_html
-from homeroom.relay import chat_items, decide, presence_items
 
 ROOM = RoomId("!r:hs.test")
 MAPPING = Mapping(

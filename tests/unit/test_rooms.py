@@ -9,17 +9,8 @@ from pathlib import Path
 import pytest
 from sqlite_utils import Database
 
-from homeroom.model import (
-    Agent,
-    AgentId,
-    Decision,
-    GhostId,
-    Mapping,
-    Member,
-    RoomEvent,
-    RoomId,
-    SyncBatch,
-)
+from homeroom.items import Decision
+from homeroom.model import Agent, AgentId, GhostId, Mapping, Member, RoomEvent, RoomId, SyncBatch
 from homeroom.plan import Policy, apply_to_mapping, plan, room_name, room_topic
 from homeroom.store import Store, open_store
 from homeroom.store.schema import migrations
@@ -57,9 +48,9 @@ async def test_a_room_the_hub_is_out_of_is_planned_to_be_joined_again(tmp_path: 
         row = await record(store, SyncBatch("s2", left_rooms=(OTHER, ROOM)))
         assert not row.hub_joined and "nothing said there is heard" in row.problem
         assert await store.get_cursor() == "s2"
-    (action,) = plan([ADA], {ADA.id: row}, POLICY)
+    (action,) = plan([ADA], {ADA.id: row}, {}, POLICY)
     assert action.kind == "join_hub"
-    assert plan([ADA], {ADA.id: apply_to_mapping(row, action, ADA, POLICY)}, POLICY) == []
+    assert plan([ADA], {ADA.id: apply_to_mapping(row, action, ADA, POLICY)}, {}, POLICY) == []
 
 
 @pytest.mark.parametrize("membership", ["leave", "ban"])

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
-from homeroom.config import Config
+from homeroom.config import Config, SwitchOff
 from homeroom.directory import Directory
 from homeroom.errors import HomeroomError, Rejected, Unavailable
-from homeroom.model import Agent, AgentId, Decision, Mapping, RoomEvent, SyncReport
+from homeroom.items import Decision
+from homeroom.matrix import OUR_FAULT
+from homeroom.model import Agent, AgentId, Failure, Mapping, RoomEvent, RoomId, SyncReport
 from homeroom.plan import ghost_of
 from homeroom.reports import SyncStatus, dump_error, dump_report, health_of, read_status
 from homeroom.store import Store, open_store
@@ -34,6 +38,71 @@ class Letta:
         return self.agents
 
 
+class Homeserver:
+    """Lets ghosts be registered, but for those that fail in the way the test says."""
+
+    hub = "@agent_hub:hs.test"
+
+    def __init__(self) -> None:
+        self.failing: dict[str, HomeroomError] = {}
+        self.away: HomeroomError | None = None
+        self.asked: list[str] = []
+        self.takes_pictures, self.pictures_after_s = False, 0.0
+        self.at_once = self.most_at_once = 0
+        self.crowd = 0
+        """Each request waits (a little) for so many to be there."""
+        self.came = anyio.Event()
+
+    async def make_ghost(self, localpart: str) -> bool:
+        self.asked.append(localpart)
+        self.at_once += 1
+        self.most_at_once = max(self.at_once, self.most_at_once)
+        self.came.set()
+        self.came = anyio.Event()
+        with anyio.move_on_after(0.3):
+            while self.most_at_once < self.crowd:
+                await self.came.wait()
+        self.at_once -= 1
+        if error := self.away or self.failing.get(localpart):
+            raise error
+        return True
+
+    async def probe(self) -> None:
+        self.asked.append("probe")
+        if self.away:
+            raise self.away
+
+    async def set_display_name(self, ghost: str, name: str) -> None:
+        """Works."""
+
+    def alias(self, localpart: str) -> str:
+        return localpart
+
+    async def find_room(self, alias: str) -> None:
+        """There are none."""
+
+    async def joined_rooms(self, ghost: str) -> frozenset[RoomId]:
+        return frozenset()
+
+    async def reserve_media(self, ghost: str) -> str:
+        self.asked.append(f"media {ghost}")
+        if self.takes_pictures:
+            return f"mxc://hs.test/{ghost}"
+        raise Unavailable("matrix", "its disk is full", self.pictures_after_s)
+
+    async def put_media(self, ghost: str, mxc: str, data: bytes, mime_type: str) -> bool:
+        return True
+
+    async def get_avatar(self, ghost: str) -> str:
+        return ""
+
+    async def set_avatar(self, ghost: str, mxc: str) -> None:
+        """Works."""
+
+    async def create_room(self, ghost: str, spec: object) -> None:
+        raise Rejected("matrix", "this homeserver has no rooms")
+
+
 class World:
     """A reconciler whose clock and agents the test sets. The agents are known and have no rooms
     yet, so that whatever is retired asks nothing of a homeserver."""
@@ -42,6 +111,10 @@ class World:
         self.store, self.fence, self.letta, self.now_ms = store, fence, letta, 1
         self.refusal: HomeroomError | None = None
         """What whoever asks for the homeserver gets."""
+        self.homeserver: Homeserver | None = None
+        self.people_talk = False
+        self.switch_off: tuple[SwitchOff, ...] = ("spaces", "avatars")
+        """What the next ``restart`` leaves to people."""
 
         async def get_letta() -> Any:
             return letta
@@ -49,12 +122,20 @@ class World:
         async def get_matrix() -> Any:
             if self.refusal:
                 raise self.refusal
-            return None
+            return self.homeserver
 
-        config = Config(letta_url="http://127.0.0.1:1", matrix_server_name="hs.test")
-        self.reconciler = Reconciler(
-            config, store, get_letta, get_matrix, lambda mapping: (), lambda: self.now_ms
-        )
+        def restart() -> Reconciler:
+            config = Config(
+                letta_url="http://127.0.0.1:1", matrix_server_name="hs.test", skip_after=3,
+                switch_off=self.switch_off,
+            )  # fmt: skip
+            return Reconciler(
+                config, store, get_letta, get_matrix, lambda mapping: (), lambda: self.now_ms,
+                lambda: self.people_talk,
+            )  # fmt: skip
+
+        self.restart = restart
+        self.reconciler = restart()
 
     async def sync(self, **how: Any) -> SyncReport:
         return await self.reconciler.sync(decide=ignore, fence=self.fence, **how)
@@ -89,6 +170,7 @@ async def test_a_list_that_breaks_off_changes_nothing_and_counts_for_nothing(
             with pytest.raises(Unavailable):
                 await it.sync()
         assert await it.store.list_mappings() == before
+        it.now_ms += 60_000  # by then the breaker lets a probe through
         it.letta.breaks, it.letta.agents = False, []
         assert (await it.sync()).planned == (), "the first complete list starts the clock"
         it.now_ms += 3 * HOUR_MS
@@ -167,7 +249,7 @@ async def test_the_status_is_the_last_runs_and_after_an_error_the_report_of_the_
         await it.store.finish_sync_requests([], dump_error(Unavailable("letta", "x")), it.fence)
         early = await status()
         assert early.error and early.report is None and not early.in_step
-        assert set(health_of(early)) == {"at_s", "error"}
+        assert set(health_of(early)) == {"at_s", "away", "error"}
 
         it.letta.agents = []
         await it.sync()
@@ -203,3 +285,293 @@ async def test_a_list_says_who_is_not_selected_to_have_a_home(tmp_path: Path) ->
         page = await Directory(get_letta, store, config).page("", 10, "")
         states = {view.agent.id: view.state for view in page.agents}
         assert states == {"agent-0": "not_selected", "agent-1": "not_synced"}
+
+
+async def test_who_fails_too_often_is_skipped_with_a_growing_pause_that_survives_a_restart(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, 1) as it:
+        it.refusal = Unavailable("matrix", "odd")
+        pauses_ms = []
+        for number in range(1, 9):
+            (failure,) = (await it.sync()).failures
+            assert failure.failures == number and failure.reason == str(it.refusal)
+            pauses_ms.append(failure.next_try_ms - it.now_ms)
+            it.reconciler = it.restart()
+            (skipped,) = (await it.sync()).failures
+            assert skipped.next_try_ms == failure.next_try_ms and skipped.failures == number
+            verb = "skipped" if number >= 3 else "put off"
+            assert skipped.reason.startswith(f"{verb} after {number} failure")
+            assert str(it.refusal) in skipped.reason
+            it.now_ms = failure.next_try_ms
+        assert all(pause_ms <= 4000 for pause_ms in pauses_ms[:2])
+        assert pauses_ms[2] >= 60_000 and pauses_ms[2:] == sorted(pauses_ms[2:])
+        assert pauses_ms[-1] <= HOUR_MS
+
+
+async def test_what_a_service_asks_is_waited_for(tmp_path: Path) -> None:
+    async with world(tmp_path, 1) as it:
+        it.refusal = Unavailable("matrix", "slow down", 120.0)
+        (failure,) = (await it.sync()).failures
+        assert failure.next_try_ms - it.now_ms >= 120_000
+        assert it.reconciler.next_try_s and it.reconciler.next_try_s >= 120
+
+
+async def test_a_person_who_asks_is_not_put_off_and_success_forgives(tmp_path: Path) -> None:
+    async with world(tmp_path, 1) as it:
+        it.homeserver = home = Homeserver()
+        home.failing["agent_0"] = Rejected("matrix", "forbidden")
+        assert (await it.sync()).failures[0].final
+        home.failing.clear()
+        assert (await it.sync()).applied == ()
+        assert "register_ghost" in [a.kind for a in (await it.sync(asked=True)).applied]
+
+
+async def test_one_sick_agent_costs_nothing_to_the_others(tmp_path: Path) -> None:
+    async with world(tmp_path, 20) as it:
+        it.homeserver = home = Homeserver()
+        home.failing["agent_7"] = Unavailable("matrix", "it answered 500")
+        for _ in range(10):
+            report = await it.sync(asked=True)
+            assert not report.outages
+            it.now_ms += 60_000
+        assert {a.agent_id for a in report.applied} <= {f"agent-{n}" for n in range(20)} - {
+            "agent-7"
+        }
+        ready = {m.agent_id for m in (await it.store.list_mappings()).values() if m.ghost_ready}
+        assert len(ready) == 19 and "agent-7" not in ready
+        (sick,) = [f for f in report.failures if f.action.agent_id == "agent-7"]
+        assert sick.failures == 10
+
+
+async def test_an_outage_in_mid_plan_is_held_against_few_and_ends_with_one_probe(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, 100) as it:
+        it.homeserver = home = Homeserver()
+        home.away = Unavailable("matrix", "nothing accepts connections")
+        report = await it.sync()
+        assert len(report.failures) == 100, "everybody is told of"
+        charged = [f for f in report.failures if f.failures]
+        assert len(charged) == len(home.asked) <= 8
+        (outage,) = report.outages
+        assert outage.service == "matrix" and outage.next_try_ms > it.now_ms
+        waiting = next(f for f in report.failures if not f.failures)
+        assert "nothing accepts connections" in waiting.reason
+        assert waiting.next_try_ms == outage.next_try_ms
+
+        for _ in range(20):
+            home.asked.clear()
+            await it.sync()
+            assert home.asked == [], "nobody is asked before the pause is over"
+            it.now_ms = it.reconciler.outages[0].next_try_ms
+            await it.sync()
+            assert home.asked == ["probe"]
+        assert len(await it.store.list_troubles()) == len(charged), "a long outage costs no more"
+
+        home.away = None
+        it.now_ms = it.reconciler.outages[0].next_try_ms
+        report = await it.sync()
+        assert not report.outages
+        ready = [m for m in (await it.store.list_mappings()).values() if m.ghost_ready]
+        assert len(ready) >= 100 - len(charged)
+
+
+async def test_a_letta_that_is_away_is_left_alone_until_a_probe_or_a_person(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, 1) as it:
+        it.letta.breaks = True
+        with pytest.raises(Unavailable):
+            await it.sync()
+        (outage,) = it.reconciler.outages
+        assert outage.service == "letta"
+        text = dump_error(Unavailable("letta", "x"), it.reconciler.outages)
+        await it.store.finish_sync_requests([], text, it.fence)
+        status = read_status(*await it.store.find_last_syncs())
+        assert status.outages == (outage,)
+        assert health_of(status)["away"]["letta"]["reason"] == "the second page is missing"
+        it.letta.breaks = False
+        if outage.next_try_ms > it.now_ms:
+            with pytest.raises(Unavailable, match="the second page is missing"):
+                await it.sync()
+        assert not (await it.sync(asked=True)).outages
+
+
+async def test_a_trouble_ends_when_nothing_is_left_to_do(tmp_path: Path) -> None:
+    async with world(tmp_path, 1) as it:
+        it.refusal = Unavailable("matrix", "odd")
+        await it.sync()
+        assert await it.store.list_troubles()
+        it.letta.agents = []
+        await it.sync()
+        assert not await it.store.list_troubles()
+        assert [m.problem for m in (await it.store.list_mappings()).values()] == [""]
+
+
+async def test_the_brake_counts_who_was_retired_before_until_a_person_confirms(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, 8) as it:
+        it.homeserver = Homeserver()
+        for left in (6, 5):
+            it.letta.agents = it.letta.agents[:left]
+            await it.sync()
+            it.now_ms += 3 * HOUR_MS
+            report = await it.sync()
+        (held,) = {action.held for action in report.left if action.held}
+        assert "3 of 8" in held and len(await it.retired()) == 2
+        await it.sync(confirm_removals=True)
+        assert len(await it.retired()) == 3
+        it.now_ms += 60_000
+        it.letta.agents = it.letta.agents[:4]
+        await it.sync()
+        it.now_ms += 3 * HOUR_MS
+        await it.sync()
+        assert len(await it.retired()) == 4, "a person's word clears what was before"
+
+
+@pytest.mark.parametrize(("people_talk", "most"), [(False, 4), (True, 1)])
+async def test_four_homes_are_made_at_once_and_one_while_people_talk(
+    people_talk: bool, most: int, tmp_path: Path
+) -> None:
+    async with world(tmp_path, 8) as it:
+        it.homeserver, it.people_talk = Homeserver(), people_talk
+        it.homeserver.crowd = 5
+        await it.sync()
+        assert it.homeserver.most_at_once == most and len(it.homeserver.asked) == 8
+
+
+async def test_a_trouble_whose_agent_waits_for_a_person_calls_for_no_sync(tmp_path: Path) -> None:
+    async with world(tmp_path, 4) as it:
+        it.letta.agents = []
+        await it.sync()
+        it.now_ms += 3 * HOUR_MS
+        it.refusal = Unavailable("matrix", "odd")
+        await it.sync(confirm_removals=True)
+        assert await it.store.list_troubles()
+        report = await it.sync()
+        assert len(report.left) == 4 and all(action.held for action in report.left)
+        assert not await it.store.list_troubles()
+
+
+async def test_who_is_gone_from_letta_gets_no_room_even_if_theirs_is_gone_as_well(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, 1) as it:
+        it.homeserver = Homeserver()
+        (row,) = (await it.store.list_mappings()).values()
+        lost = replace(row, room_id=RoomId("!lost:hs.test"), room_gone=True, ghost_ready=True)
+        await it.store.save_mapping(lost, ignore, it.fence)
+        it.letta.agents = []
+        await it.sync()
+        it.now_ms += 3 * HOUR_MS
+        report = await it.sync(confirm_removals=True)
+        assert [a.kind for a in report.applied] == ["retire_agent"] and not report.left
+        assert await it.retired() == {"agent-0"} and it.homeserver.asked == []
+        assert (await it.sync()).planned == ()
+
+
+async def test_a_picture_that_fails_is_put_off_by_itself_ever_longer_and_across_a_restart(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, 1) as it:
+        it.homeserver, it.switch_off = Homeserver(), ("spaces",)
+        it.homeserver.failing["agent_0"] = Rejected("matrix", "forbidden")
+        it.homeserver.pictures_after_s = 7.0
+        it.reconciler = it.restart()
+
+        async def upload(agent: str) -> Failure:
+            failures = (await it.sync()).failures
+            (found,) = [
+                f for f in failures
+                if (f.action.kind, f.action.agent_id) == ("upload_avatar", agent)
+            ]  # fmt: skip
+            return found
+
+        pauses_ms = []
+        for number in range(1, 7):
+            failure = await upload("")
+            assert failure.failures == number and not failure.final
+            pauses_ms.append(failure.next_try_ms - it.now_ms)
+            it.reconciler = it.restart()
+            it.homeserver.asked.clear()
+            waits = await upload("")
+            assert waits.next_try_ms == failure.next_try_ms and "its disk is full" in waits.reason
+            assert waits.reason.startswith("skipped" if number >= 3 else "put off")
+            assert it.homeserver.asked == [], "neither is asked before its time"
+            assert it.reconciler.next_try_s == (failure.next_try_ms - it.now_ms) / 1000
+            it.now_ms = failure.next_try_ms
+        assert all(pause_ms >= 7_000 for pause_ms in pauses_ms), "the service has said when"
+        assert pauses_ms[2] >= 60_000 and pauses_ms[2:] == sorted(pauses_ms[2:])
+        it.homeserver.takes_pictures = True
+        assert "upload_avatar" in [a.kind for a in (await it.sync()).applied]
+        left = await it.store.list_troubles()
+        assert [key for key in left if key[1]] == [], "and success forgives"
+
+
+async def test_a_task_that_is_overdue_and_waits_for_something_else_calls_for_no_sync(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, 1) as it:
+        it.homeserver, it.switch_off = Homeserver(), ("spaces",)
+        it.reconciler = it.restart()
+        report = await it.sync()
+        times = {f.action.kind: f.next_try_ms for f in report.failures}
+        assert set(times) == {"upload_avatar", "create_room"}
+        it.now_ms = max(f.next_try_ms for f in report.failures if not f.final) + 1
+        next_try_s = it.reconciler.next_try_s
+        assert next_try_s == (times["create_room"] - it.now_ms) / 1000 and next_try_s > 60
+
+
+@pytest.mark.parametrize("code", sorted(OUR_FAULT))
+async def test_a_homeserver_that_does_not_know_us_for_now_has_refused_nobody(
+    code: str, tmp_path: Path
+) -> None:
+    async with world(tmp_path, 1) as it:
+        it.homeserver = Homeserver()
+        it.homeserver.failing["agent_0"] = Rejected("matrix", "who are you?", code)
+        (failure,) = (await it.sync()).failures
+        assert not failure.final and failure.next_try_ms <= it.now_ms + 60_000
+
+
+@pytest.mark.parametrize("held", [False, True])
+async def test_an_outage_is_probed_although_nothing_is_left_to_do(
+    held: bool, tmp_path: Path
+) -> None:
+    """Else it would stay for ever, and its overdue probe would call for a sync every second."""
+    async with world(tmp_path, 4) as it:
+        home = it.homeserver = Homeserver()
+        home.away = Unavailable("matrix", "nothing accepts connections")
+        await it.sync()
+        assert it.reconciler.outages
+        it.letta.agents = []
+        await it.sync()
+        it.now_ms += 3 * HOUR_MS if held else HOUR_MS
+        for _ in range(3):
+            home.asked.clear()
+            report = await it.sync()
+            assert len(report.left) == (4 if held else 0) and report.outages
+            assert home.asked == ["probe"]
+            next_s = it.reconciler.next_try_s
+            assert next_s is not None and next_s >= 0
+            it.now_ms += round(next_s * 1000) + 10_000
+        home.away = None
+        assert not (await it.sync()).outages and it.reconciler.next_try_s is None
+
+
+async def test_while_letta_is_away_an_outage_of_the_homeserver_calls_for_no_sync(
+    tmp_path: Path,
+) -> None:
+    """Nobody can ask the homeserver anything before Letta has listed its agents."""
+    async with world(tmp_path, 4) as it:
+        home = it.homeserver = Homeserver()
+        home.away = Unavailable("matrix", "nothing accepts connections")
+        await it.sync()
+        it.now_ms += HOUR_MS
+        it.letta.breaks = True
+        with pytest.raises(Unavailable):
+            await it.sync()
+        assert [outage.service for outage in it.reconciler.outages] == ["letta", "matrix"]
+        next_s = it.reconciler.next_try_s
+        assert next_s is not None and next_s >= 0
