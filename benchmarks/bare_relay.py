@@ -103,7 +103,6 @@ class BareRelay:
         await self._send(
             "input",
             runtime=self._runtime(),
-            terminal_consumer_id=message_id,
             payload={
                 "kind": "create_message",
                 "messages": [message],
@@ -120,7 +119,7 @@ class BareRelay:
                     content = delta.get("content") or ""
                     parts = content if isinstance(content, list) else [{"text": content}]
                     said += "".join(part.get("text", "") for part in parts)
-            if message_id in event.get("terminal_consumer_ids", ()):
+            if event["type"] == "turn_finished":
                 return said
         raise ConnectionError("the App Server hung up")
 

@@ -21,24 +21,38 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:1] = [str(ROOT / name) for name in ("server", "tools", "tests", "")]
 
-from benchmarks import listing, relay, stdio_start  # noqa: E402
+from benchmarks import listing, mailbox, provision, recovery, relay, stdio_start, transports  # noqa: E402
 from benchmarks.stand import Stand, stand  # noqa: E402
 from benchmarks.table import Row, markdown  # noqa: E402
 
-PARTS = ("stdio", "relay", "list")
+PARTS = ("stdio", "transports", "relay", "list", "mailbox", "meanwhile", "sync", "recovery")
 
 
-async def _measure(parts: Sequence[str], scale: float, servers: Stand) -> list[Row]:
+async def _measure(
+    parts: Sequence[str], scale: float, cliff: tuple[int, int], servers: Stand
+) -> list[Row]:
     def times(count: int) -> int:
         return max(3, round(count * scale))
 
     rows: list[Row] = []
     if "stdio" in parts:
         rows += await stdio_start.measure(times(15), servers.environ("stdio"))
+    if "transports" in parts:
+        rows += await transports.measure(times(200), servers)
     if "relay" in parts:
         rows += await relay.measure(times(60), servers)
     if "list" in parts:
         rows += await listing.measure(times(40), servers, servers.directory / "listing")
+    if "sync" in parts:
+        rows += await provision.measure(
+            max(1, round(3 * scale)), servers, servers.directory / "sync"
+        )
+    if "meanwhile" in parts:
+        rows += await provision.measure_relay(times(60), servers)
+    if "mailbox" in parts:
+        rows += await mailbox.measure(times(40), servers.directory / "mailbox")
+    if "recovery" in parts:
+        rows += await recovery.measure(*cliff, servers, servers.directory / "recovery")
     return rows
 
 
@@ -47,6 +61,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python benchmarks/run.py")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there too")
     parser.add_argument("--scale", type=float, default=1.0, help="times the usual number of runs")
+    parser.add_argument(
+        "--conversations", type=int, default=100, help="of recovery: answers in the making"
+    )
+    parser.add_argument("--answer-s", type=int, default=50, help="of recovery: how long one takes")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     options = parser.parse_args()
     unknown = set(options.parts) - set(PARTS)
@@ -56,7 +74,8 @@ def main() -> int:
     began_s = time.monotonic()
     temporary = tempfile.TemporaryDirectory(prefix="homeroom-bench-")
     with temporary as name, stand(Path(name).resolve()) as servers:
-        rows = asyncio.run(_measure(options.parts or PARTS, options.scale, servers))
+        cliff = (options.conversations, options.answer_s)
+        rows = asyncio.run(_measure(options.parts or PARTS, options.scale, cliff, servers))
     print(markdown(rows))
     took_s = time.monotonic() - began_s
     load = "/".join(f"{value:.1f}" for value in os.getloadavg())

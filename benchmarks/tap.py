@@ -34,6 +34,8 @@ class Tap:
     def __init__(self, host: str, port: int) -> None:
         self._server = (host, port)
         self._wires = 0
+        self._open: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
         self.marks: list[Mark] = []
         self.port = 0
 
@@ -42,10 +44,21 @@ class Tap:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         wire = self._wires = self._wires + 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
         far_reader, far_writer = await asyncio.open_connection(*self._server)
+        self._writers += [writer, far_writer]
         await asyncio.gather(
             self._pass(wire, True, reader, far_writer), self._pass(wire, False, far_reader, writer)
         )
+        self._open.discard(task)
+
+    async def close(self) -> None:
+        """Ends every wire that is still open."""
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.gather(*self._open)
 
     async def _pass(
         self, wire: int, outbound: bool, source: asyncio.StreamReader, sink: asyncio.StreamWriter
@@ -70,6 +83,7 @@ async def tap(host: str, port: int) -> AsyncIterator[Tap]:
         yield wires
     finally:
         listener.close()
+        await wires.close()
 
 
 def websocket_messages(data: bytes) -> Iterator[dict[str, Any]]:
