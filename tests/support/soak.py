@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -22,8 +23,11 @@ from support.home import Home
 from support.load import Crowd, Figures
 
 DRAIN_S = 60.0
+PARKED_MOST = 10_000
 KILL_LIMIT_S = 30.0
 """A bridge that does not reach its commit by then is killed where it is."""
+
+_KILLED = re.compile(r"Homeroom died \d+ times while it worked on this\.")
 
 
 @dataclass
@@ -41,6 +45,8 @@ class Soak:
     child: Child | None = None
     left: int = 0
     """Items that were neither done nor given up at the end."""
+    given_up: Counter[str] = field(default_factory=Counter)
+    """Why items were parked -> how many."""
     _killed_s: float = 0.0
 
     @property
@@ -125,8 +131,10 @@ class Soak:
                     ended = {state for state in ItemState if state.has_ended}
                     self.left = sum(n for state, n in counts.items() if state not in ended)
                     if not self.left:
-                        return
+                        break
                     await changed.wait()
+            parked, _ = await store.page_parked("", PARKED_MOST, "")
+            self.given_up = Counter(found.item.reason for found in parked)
 
     def table(self, figures: Figures) -> str:
         """For people."""
@@ -148,6 +156,13 @@ class Soak:
             ("time to recovery, longest", f"{times[-1]:.1f} s"),
         ]
         return "\n".join(f"| {name:28} | {value!s:>8} |" for name, value in rows)
+
+    @property
+    def sick(self) -> Counter[str]:
+        """Why items were parked, but for those that were in hand at one death too many: of what
+        began ``CRASH_LIMIT`` times and was killed each time, nobody can know that it is not the
+        message that kills."""
+        return Counter({why: n for why, n in self.given_up.items() if not _KILLED.match(why)})
 
     @property
     def points(self) -> set[str]:
