@@ -142,10 +142,12 @@ REGISTRY_RULES = {
     },
     "additionalProperties": False,
 }
-"""What the registry's schema and its further rules ask of a file like ours, in our own words: the
-schema itself is at an address that tests do not reach. Stricter than it where that costs nothing.
+"""What the registry's schema of 2025-12-11 and its further rules ask of a file like ours, in our
+own words: the schema itself is at an address that tests do not reach. Nothing that passes here
+fails there; stricter than it where that costs nothing.
 
-Source: https://modelcontextprotocol.io/registry/package-types and the schema that ours names.
+Source: internal/validators/schemas/2025-12-11.json of github.com/modelcontextprotocol/registry
+(commit e361b5f) and https://modelcontextprotocol.io/registry/package-types.
 """
 
 

@@ -112,7 +112,7 @@ class Soak:
     async def finish(self, crowd: Crowd) -> Figures:
         """A last life, in which everything ends, and the count."""
         self.start()
-        if crowd.open_count:
+        if crowd.open_count and self._killed_s:
             self.recoveries_s.append(await crowd.wait_answers(1) - self._killed_s)
         await crowd.settle()
         await self._drain()
