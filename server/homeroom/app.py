@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -59,6 +58,7 @@ from homeroom.residence import Fault, RoomsReport
 from homeroom.rooms import Rooms
 from homeroom.rooms_report import examine_rooms, read_fixed, with_fixed
 from homeroom.service import Service
+from homeroom.speaking import Speaking
 from homeroom.store import Store, open_store
 from homeroom.sync_run import OnAction
 from homeroom.watch import Watch
@@ -68,9 +68,6 @@ log = logging.getLogger(__name__)
 OnProgress = Callable[[str], Awaitable[None]]
 OnSyncProgress = Callable[[SyncProgress | None], Awaitable[None]]
 
-TAIL_CHARS = 400
-"""How much of an answer in the making is kept for those who follow it."""
-ANSWERS_FOLLOWED = 256
 SYNC_WAIT_S = 45.0
 """How long a tool waits for the reconciliation it asked for: LLM clients give up after 60 s."""
 SYNC_SILENCE_S = 5.0
@@ -93,7 +90,8 @@ class App:
             self.matrix = Service[Matrix](
                 partial(_open_checked_matrix, config, registration), "matrix"
             )
-        self.bridge = Bridge(config, store, self.letta, self.matrix, self._note_progress)
+        self._speaking = Speaking(store)
+        self.bridge = Bridge(config, store, self.letta, self.matrix, self._speaking)
         self._directory = Directory(self.letta.get, store, config)
         self._asking = Asking(config, store, self._directory)
         self._memory = Memory(self.letta.get, store, self._directory, notices=config.memory_notices)
@@ -102,7 +100,6 @@ class App:
         )
         self._watch = Watch(store, self._directory, self._rooms)
         self._memory.on_seen = self._watch.note_seen
-        self._spoken: OrderedDict[ItemId, tuple[int, str]] = OrderedDict()
         self._health = Health(store, self.letta, self.matrix, self.bridge)
 
     # --- agents ----------------------------------------------------------------------------------
@@ -292,7 +289,8 @@ class App:
     ) -> ReplyView:  # fmt: skip
         """Where a chat stands, at the latest after ``wait_s`` seconds; sooner if it has ended.
 
-        ``on_progress`` gets what the agent says meanwhile, piece by piece (about one a second).
+        ``on_progress`` gets what the agent says meanwhile, piece by piece (about one a second), by
+        whichever process it is talked to.
         Cancelling it stops the waiting, not the work.
 
         Raises:
@@ -303,17 +301,21 @@ class App:
             advice = "A reply id works for whoever sent the message, for HOMEROOM_KEEP_DAYS."
             raise NotFound("reply id", item_id[:40], advice=advice)
         deadline = time.monotonic() + wait_s
-        told, _ = self._spoken.get(item_id, (0, ""))
+        said = await self._speaking.find(item_id)
+        told = said.count if said else 0
         while True:
             left_s = max(0.0, deadline - time.monotonic())
             item = await self._mailbox.wait_ended(item_id, min(left_s, 1.0))
-            ended = item.state.has_ended
-            if ended or left_s <= 0:
+            if ended := item.state.has_ended:
                 break
-            count, tail = self._spoken.get(item_id, (0, ""))
-            if on_progress and count > told:
-                await on_progress(tail[-(count - told) :])
-                told = count
+            said = await self._speaking.find(item_id)
+            if said and said.count < told:  # another process has begun the turn anew
+                told = 0
+            if on_progress and said and said.count > told:
+                await on_progress(said.tail[-(said.count - told) :])
+                told = said.count
+            if left_s <= 0:
+                break
         result = item.result or {}
         return ReplyView(
             reply_id=item.id,
@@ -325,12 +327,6 @@ class App:
             reason=item.reason if item.state is not ItemState.DONE else "",
             place_in_lane=0 if ended else await self._mailbox.place_in_lane(item),
         )
-
-    def _note_progress(self, item_id: ItemId, piece: str) -> None:
-        count, tail = self._spoken.pop(item_id, (0, ""))
-        self._spoken[item_id] = (count + len(piece), (tail + piece)[-TAIL_CHARS:])
-        while len(self._spoken) > ANSWERS_FOLLOWED:
-            self._spoken.popitem(last=False)
 
     async def explain(self, name: str) -> Story:
         """What became of the message with that event id or reply id. Raises NotFound."""

@@ -30,7 +30,7 @@ from homeroom.items import ItemKind
 from homeroom.letta import Letta
 from homeroom.mailbox import POSTS_IN_FLIGHT, Mailbox
 from homeroom.matrix import Matrix
-from homeroom.model import ItemId, RoomId, SyncProgress, SyncReport
+from homeroom.model import RoomId, SyncProgress, SyncReport
 from homeroom.old_homes import Adoption, OldHome, dump_adoptions, read_homes
 from homeroom.people import askable
 from homeroom.progress import ProgressNote
@@ -39,6 +39,7 @@ from homeroom.reports import dump_error, dump_report
 from homeroom.residence import Fault
 from homeroom.retry import pause_s
 from homeroom.service import Service
+from homeroom.speaking import Speaking
 from homeroom.statuses import StatusCourier, with_statuses
 from homeroom.store import Decide, Store, SyncWish
 from homeroom.sync import Reconciler
@@ -72,10 +73,10 @@ class Bridge:
         store: Store,
         letta: Service[Letta],
         matrix: Service[Matrix] | None,
-        on_progress: Callable[[ItemId, str], None],
+        speaking: Speaking,
     ) -> None:
         self.config, self._store, self._mailbox = config, store, Mailbox(store)
-        self.letta, self.matrix, self._on_progress = letta, matrix, on_progress
+        self.letta, self.matrix, self._speaking = letta, matrix, speaking
         self._relay: Relay | None = None
         self.reconciler = Reconciler(
             config, store, letta.get, self.get_matrix, presence_items,
@@ -204,9 +205,10 @@ class Bridge:
         async with anyio.create_task_group() as loops:
             loops.start_soon(self._run_renewal, fence)
             loops.start_soon(self._run_pruning, fence)
+            loops.start_soon(self._speaking.run, fence)
             self._relay = relay = Relay(
                 self._store, self.letta.get, self.get_matrix, loops,
-                fence=fence, on_progress=self._on_progress,
+                fence=fence, on_progress=self._speaking.note,
             )  # fmt: skip
             courier = StatusCourier(relay) if self.config.status_events else relay
             work = partial(

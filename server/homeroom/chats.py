@@ -25,10 +25,14 @@ def owner_of(caller: str) -> str:
     return LOCAL_CALLER if caller in _ALSO_LOCAL else caller
 
 
+def is_chat(item: Item) -> bool:
+    """Whether ``item`` is a message that was sent through a tool, so that somebody may wait."""
+    return item.kind is ItemKind.TURN and "client" in item.payload
+
+
 def is_chat_of(item: Item, caller: str) -> bool:
     """Whether ``item`` is a message that ``caller`` sent through a tool."""
-    is_chat = item.kind is ItemKind.TURN and "client" in item.payload
-    return is_chat and owner_of(str(item.payload.get("caller") or "")) == owner_of(caller)
+    return is_chat(item) and owner_of(str(item.payload.get("caller") or "")) == owner_of(caller)
 
 
 def chat_key(caller: str, idempotency_key: str, fallback: str) -> str:

@@ -311,6 +311,16 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
+class Spoken:
+    """What an agent has said so far in an answer that is not there yet, in short form."""
+
+    count: int = 0
+    """Characters."""
+    tail: str = ""
+    """The last of them."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReplyView:
     """Where a chat stands. ``status`` ``failed`` carries the reason; the others a reply or none."""
 

@@ -65,7 +65,7 @@ class Relay:
         background: anyio.abc.TaskGroup,
         *,
         fence: int,
-        on_progress: Callable[[ItemId, str], None],
+        on_progress: Callable[[Item, str], None],
     ) -> None:
         self._store, self._fence = store, fence
         self._letta, self._matrix = letta, matrix
@@ -215,7 +215,7 @@ class Relay:
         await begin()
 
         def on_delta(piece: str) -> None:
-            self._on_progress(item.id, encodable(piece))
+            self._on_progress(item, encodable(piece))
 
         try:
             return await letta.turn(

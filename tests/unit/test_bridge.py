@@ -14,6 +14,7 @@ from homeroom.config import Config
 from homeroom.items import Decision
 from homeroom.model import Mapping, RoomEvent
 from homeroom.service import Service
+from homeroom.speaking import Speaking
 from homeroom.store import open_store
 
 COMMITS = 10
@@ -33,7 +34,7 @@ async def test_a_burst_of_commits_costs_the_errands_one_look(
         fence = (await store.take_lease("me", rank=1, ttl_ms=60_000)).fence
         letta = Service[Any](lambda: None, "letta")  # type: ignore[arg-type,return-value]
         config = Config(letta_url="http://127.0.0.1:1", matrix_server_name="hs.test")
-        bridge = Bridge(config, store, letta, None, lambda *_: None)
+        bridge = Bridge(config, store, letta, None, Speaking(store))
         looks: list[str] = []
 
         def note(sql: str) -> None:

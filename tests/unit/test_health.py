@@ -22,6 +22,7 @@ from homeroom.matrix import Matrix
 from homeroom.model import Mapping, RoomEvent, SyncBatch
 from homeroom.reports import SyncStatus
 from homeroom.service import Service
+from homeroom.speaking import Speaking
 from homeroom.store import Store, open_store
 
 TTL_MS = 600_000
@@ -66,7 +67,7 @@ class World:
 
         self.letta, self.matrix = Service(open_letta, "letta"), Service(open_matrix, "matrix")
         config = Config(letta_url="http://127.0.0.1:1", matrix_server_name="hs.test")
-        self.bridge = Bridge(config, store, self.letta, self.matrix, lambda *_: None)
+        self.bridge = Bridge(config, store, self.letta, self.matrix, Speaking(store))
         self.health = Health(store, self.letta, self.matrix, self.bridge)
 
     async def connect(self) -> None:

@@ -31,6 +31,7 @@ from homeroom.store.leases import Leases
 from homeroom.store.rooms import AUDITED_MS, GHOST_IS_OUT, HUB_IS_OUT
 from homeroom.store.routing import Announce, Decide
 from homeroom.store.schema import migrations
+from homeroom.store.speech import Speech
 from homeroom.store.surface import Surface
 from homeroom.store.troubles import Troubles
 
@@ -62,7 +63,7 @@ class SyncWish(NamedTuple):
     audit: bool
 
 
-class Store(Leases, Troubles, Imports, Surface):
+class Store(Leases, Troubles, Imports, Speech, Surface):
     """The one durable state of Homeroom. Every method is one transaction."""
 
     # --- requests for a sync, from processes that do not run the bridge ---------------------------

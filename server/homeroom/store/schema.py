@@ -240,6 +240,19 @@ def m019_one_at_a_time_changes_a_memory_block(db: Database) -> None:
     )
 
 
+@migrations()
+def m020_what_agents_say_while_they_speak(db: Database) -> None:
+    for statement in (
+        "CREATE TABLE spoken (item_id TEXT PRIMARY KEY, count INTEGER NOT NULL,"
+        " tail TEXT NOT NULL) WITHOUT ROWID",
+        # However a delivery ends, and whoever ends it: also one that died with its process.
+        "CREATE TRIGGER spoken_ended AFTER UPDATE OF state ON item WHEN new.kind = 'turn'"
+        " AND old.state = 'delivering' AND new.state != 'delivering'"
+        " BEGIN DELETE FROM spoken WHERE item_id = old.id; END",
+    ):
+        db.conn.execute(statement)
+
+
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE lease (
