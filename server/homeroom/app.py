@@ -98,8 +98,7 @@ class App:
         self._rooms = Rooms(
             store, self.bridge.get_matrix, self._directory.resolve, config.matrix_server_name
         )
-        self._watch = Watch(store, self._directory, self._rooms)
-        self._memory.on_seen = self._watch.note_seen
+        self._watch = Watch(store, self._directory, self._rooms, self._memory)
         self._health = Health(store, self.letta, self.matrix, self.bridge)
 
     # --- agents ----------------------------------------------------------------------------------
@@ -405,9 +404,10 @@ class App:
     # --- the loops -------------------------------------------------------------------------------
 
     async def run_services(self) -> None:
-        """Keeps the services connected until cancelled."""
+        """Keeps the services connected, and what is watched known, until cancelled."""
         async with anyio.create_task_group() as loops:
             loops.start_soon(self.letta.run)
+            loops.start_soon(self._watch.run)
             if self.matrix:
                 loops.start_soon(self.matrix.run)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from homeroom.config import Config
@@ -82,14 +82,9 @@ class Directory:
         raise NotFound("agent", name, [handles[n] for n in near], "list_agents shows them all.")
 
     async def blocks(self, agent_id: AgentId, label: str = "") -> list[Block]:
-        """All blocks, or the one called ``label``. Raises NotFound with the labels there are."""
+        """All blocks, or the one called ``label``. Raises NotFound as ``block_called`` does."""
         blocks = await (await self._letta()).list_blocks(agent_id)
-        if not label:
-            return blocks
-        found = [block for block in blocks if block.label == label]
-        if not found:
-            raise NotFound("memory block", label, [block.label for block in blocks])
-        return found
+        return [block_called(blocks, label)] if label else blocks
 
     async def view(self, name: str) -> AgentView:
         """One agent, by id or name, with its home. Raises as ``resolve`` does."""
@@ -116,6 +111,14 @@ class Directory:
             return AgentView(agent, ghost, room_id, "failing", mapping.problem)
         home = mapping.room_id and mapping.hub_joined
         return AgentView(agent, ghost, room_id, "home" if home else "moving_in")
+
+
+def block_called(blocks: Sequence[Block], label: str) -> Block:
+    """That one of them. Raises NotFound with the labels there are."""
+    for block in blocks:
+        if block.label == label:
+            return block
+    raise NotFound("memory block", label, [block.label for block in blocks])
 
 
 def _matches(agent: Agent, wanted: str) -> bool:

@@ -57,7 +57,8 @@ class Memory:
         self._notices = notices
         self._seen: dict[tuple[AgentId, str], str] = {}
         self.on_seen: Callable[[AgentId, str], None] = lambda agent_id, label: None
-        """Called when a block turns out to be different from when it was last read here."""
+        """Called when a block turns out to be different from when it was last read here, and no
+        version in the store tells so."""
 
     async def get(self, agent: str, label: str = "", *, history: bool = False) -> MemoryView:
         """All blocks of an agent (id or name), or the one called ``label``, with what is kept of
@@ -74,6 +75,14 @@ class Memory:
                 await self._store.note_block(found.id, block)
         versions = await self._store.list_block_versions(found.id, label)
         return MemoryView(found, tuple(blocks), with_diffs(versions))
+
+    async def look(self, agent_id: AgentId) -> list[Block]:
+        """All blocks of an agent. What differs from when they were last read here is noted, so
+        that whoever watches them hears of it. Raises NotFound, Unsupported."""
+        blocks = await self._directory.blocks(agent_id)
+        for block in blocks:
+            await self._see(agent_id, block)
+        return blocks
 
     async def update(self, agent: str, label: str, edit: Edit, caller: str) -> MemoryChange:
         """Writes a block. See ``Edit`` for the ways to say what it shall be.
@@ -160,14 +169,15 @@ class Memory:
         """Notes that a block has this value now; one that Homeroom has changed before keeps the
         value as a version of its own if somebody else wrote it."""
         place = (agent_id, block.label)
-        known = self._seen.pop(place, block.revision)
+        if self._seen.get(place, block.revision) != block.revision:
+            if await self._store.list_block_versions(agent_id, block.label):
+                await self._store.note_block(agent_id, block)
+            elif self._seen.get(place) != block.revision:  # or another reader has just told it
+                self.on_seen(agent_id, block.label)
+        self._seen.pop(place, None)
         self._seen[place] = block.revision
         while len(self._seen) > SEEN_BLOCKS:
             del self._seen[next(iter(self._seen))]
-        if known != block.revision:
-            if await self._store.list_block_versions(agent_id, block.label):
-                await self._store.note_block(agent_id, block)
-            self.on_seen(agent_id, block.label)
 
     async def _notice(
         self, agent_id: AgentId, before: Block, after: Block, caller: str

@@ -61,7 +61,21 @@ async def test_changes_are_kept_shown_and_taken_back(
             await memory.update(agent, "human", Edit(undo_of="0" * 12), "x")
 
 
-async def test_what_others_change_is_seen_and_not_lost_in_an_undo(
+async def test_what_others_change_is_seen_once_by_whoever_reads_it(
+    letta_server: LettaServer, tmp_path: Path
+) -> None:
+    seen: list[tuple[AgentId, str]] = []
+    async with remembering(letta_server, tmp_path, human="one") as (memory, letta, agent):
+        memory.on_seen = lambda agent_id, label: seen.append((agent_id, label))
+        assert [block.value for block in await memory.look(agent)] == ["one"]
+        await letta.write_block(agent, "human", "two, by the agent itself")
+        assert seen == []
+        for _ in range(2):
+            await memory.look(agent)
+        assert seen == [(agent, "human")]
+
+
+async def test_what_others_change_is_a_version_and_not_lost_in_an_undo(
     letta_server: LettaServer, tmp_path: Path
 ) -> None:
     seen: list[tuple[AgentId, str]] = []
@@ -69,10 +83,9 @@ async def test_what_others_change_is_seen_and_not_lost_in_an_undo(
         memory.on_seen = lambda agent_id, label: seen.append((agent_id, label))
         ours = await memory.update(agent, "human", Edit("two"), "token-1")
         await memory.get(agent)
-        assert seen == []
         await letta.write_block(agent, "human", "three, by the agent itself")
         view = await memory.get(agent, "human", history=True)
-        assert seen == [(agent, "human")]
+        assert seen == [], "the version tells it, to every process"
         assert [(v.value, v.caller) for v in view.versions] == [
             ("three, by the agent itself", ""), ("two", "token-1"), ("one", ""),
         ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Whoever waits for an answer hears what the agent says, whichever process talks to it. All real."""
+"""Whoever waits for an answer hears what the agent says, whichever process asks it. All real."""
 
 from __future__ import annotations
 

@@ -253,6 +253,22 @@ def m020_what_agents_say_while_they_speak(db: Database) -> None:
         db.conn.execute(statement)
 
 
+@migrations()
+def m021_how_many_turns_of_an_agent_have_ended(db: Database) -> None:
+    for statement in (
+        "CREATE TABLE ended_turns (agent_id TEXT PRIMARY KEY, count INTEGER NOT NULL)"
+        " WITHOUT ROWID",
+        # Whatever came of it, for it may have changed the agent's memory all the same; and when it
+        # is found after a crash, for it may have gone on until then.
+        "CREATE TRIGGER turn_ended AFTER UPDATE OF state ON item WHEN new.kind = 'turn'"
+        " AND new.state != old.state AND (old.state = 'delivering' OR new.state = 'done')"
+        " BEGIN INSERT INTO ended_turns"
+        " VALUES (coalesce(json_extract(new.payload, '$.agent_id'), ''), 1)"
+        " ON CONFLICT (agent_id) DO UPDATE SET count = count + 1; END",
+    ):
+        db.conn.execute(statement)
+
+
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE lease (

@@ -229,6 +229,12 @@ class Surface(History):
 
         return await self._run(read)
 
+    async def count_ended_turns(self, agent_ids: Sequence[str]) -> dict[str, int]:
+        """How often a turn of each of these agents has ended, in whichever process and however."""
+        sql = f"SELECT * FROM ended_turns WHERE agent_id IN ({', '.join('?' for _ in agent_ids)})"
+        rows = await self._run(partial(self._rows, sql, tuple(agent_ids)))
+        return dict.fromkeys(agent_ids, 0) | {row["agent_id"]: row["count"] for row in rows}
+
 
 def _served(row: sqlite3.Row) -> ServedRoom:
     state: RoomState = "home" if row["hub_joined"] or not row["is_home"] else "moving_in"
