@@ -332,7 +332,8 @@ class App:
         return await self._deliveries.explain(name)
 
     async def list_parked(self, agent: str = "", limit: int = 20, cursor: str = "") -> ParkedPage:
-        """Items that were given up (those of ``agent``, id or name, if given), newest first."""
+        """Items that were given up (those of ``agent``, id or name, if given), newest first, and
+        the rooms with late messages, as many of each."""
         agent_id = (await self._directory.resolve(agent)).id if agent else ""
         return await self._deliveries.page_parked(agent_id, limit, cursor)
 
@@ -343,10 +344,6 @@ class App:
     async def drop_parked(self, item_id: str, reason: str) -> None:
         """Ends one of them for good. Raises NotFound, or Misuse if it is not parked."""
         await self._deliveries.drop(item_id, reason)
-
-    async def list_held(self) -> dict[RoomId, int]:
-        """In which rooms how many messages came too late to be answered by themselves."""
-        return await self._deliveries.list_held()
 
     async def catch_up(self, room_id: str) -> CaughtUp | None:
         """Has them answered; see ``Deliveries.catch_up``."""

@@ -7,12 +7,12 @@ a message is part of it, only who, when, where, in which state and why.
 from __future__ import annotations
 
 import json
-import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
-from homeroom.cursors import refused_cursor
+from homeroom.cursors import read_cursor, write_cursor
 from homeroom.decide import CATCH_UP, cancel_notices, drop_notices, replay_notices
 from homeroom.errors import Misuse, NotFound
 from homeroom.items import (
@@ -75,15 +75,15 @@ class Deliveries:
                 return found[::-1]
 
     async def page_parked(self, agent_id: str, limit: int, cursor: str) -> ParkedPage:
-        """Items that were given up, newest first, those of one agent if ``agent_id`` is given.
+        """Items that were given up, newest first, those of one agent if ``agent_id`` is given; and
+        rooms with late messages, ``limit`` of each.
 
-        The cursor is the id of the last item before: it survives a restart.
+        The cursor names the last item and the last room before: it survives a restart.
         """
-        if cursor and not re.fullmatch("[0-9a-f]{20,80}", cursor):
-            raise refused_cursor("not one that list_parked gave")
-        found, total = await self._store.page_parked(agent_id, limit + 1, cursor)
-        more = found[limit - 1].item.id if len(found) > limit else ""
-        return ParkedPage(tuple(found[:limit]), total, more)
+        before, after = read_cursor(cursor, str, str, tool="list_parked") if cursor else ("", "")
+        found, total = await self._store.page_parked(agent_id, limit + 1, before)
+        held = await self._store.count_held()
+        return parked_page(found, total, held, limit=limit, before=before, after=after)
 
     async def replay(self, item_id: str) -> int:
         """Puts a parked item back at the head of its lane; returns how many come first.
@@ -102,10 +102,6 @@ class Deliveries:
                 " know it again: it could come out twice. Look in the room, then drop it."
             )
         return (await self._store.replay(item.id, replay_notices))[1]
-
-    async def list_held(self) -> dict[RoomId, int]:
-        """In which rooms how many messages came too late to be answered by themselves."""
-        return await self._store.count_held()
 
     async def catch_up(self, room_id: str, wait_s: float = CATCH_UP_WAIT_S) -> CaughtUp | None:
         """Has them answered, in that room or ("") in all: by whichever process runs the bridge.
@@ -162,6 +158,23 @@ class Deliveries:
     def _dropped(self, item: Item) -> list[NewItem]:
         said = drop_statuses(item) if self._status_events else []
         return [*drop_notices(item), *said]
+
+
+def parked_page(
+    found: Sequence[Parked], total: int, held: Mapping[RoomId, int], *,
+    limit: int, before: str = "", after: str = "",
+) -> ParkedPage:  # fmt: skip
+    """The page of ``limit`` items and as many rooms that follows the item ``before`` and the room
+    ``after``. Pure. ``found`` are items after that one, one more than the page if there are."""
+    rooms = sorted(room for room in held if room > after)
+    late = {room: held[room] for room in rooms[:limit]}
+    last = max(late, default=after)
+    items = tuple(
+        replace(parked, cursor=write_cursor(parked.item.id, last)) for parked in found[:limit]
+    )
+    has_more = len(found) > limit or len(rooms) > limit
+    more = write_cursor(items[-1].item.id if items else before, last) if has_more else ""
+    return ParkedPage(items, total, late, len(held), more)
 
 
 def tell(of: Delivery) -> Story:

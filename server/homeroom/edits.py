@@ -17,8 +17,6 @@ from homeroom.reading import BlockVersion, Edit, MemoryHit
 
 SNIPPET_CHARS = 600
 """Longest piece of a block that a hit shows, in characters."""
-DIFF_CHARS = 4000
-"""Longest diff, in characters; a longer one is cut."""
 DIFF_LINES = 2000
 """More lines on a side are not compared: that takes time in the square of them."""
 
@@ -82,7 +80,11 @@ def undoing(block: Block, versions: Sequence[BlockVersion], edit: Edit) -> Edit:
 
 
 def diff_of(before: str, after: str) -> str:
-    """A unified diff of two values without file names, at most ``DIFF_CHARS`` long. Pure."""
+    """A unified diff of two values without file names. Pure.
+
+    Where more than ``DIFF_LINES`` lie between the first and the last that changed, all of these go
+    and come: that is true as well, and told in time.
+    """
     old, new = before.splitlines(), after.splitlines()
     # What both begin and end with need not be compared; it is most of a long block.
     head = sum(1 for _ in takewhile(_is_same, zip(old, new, strict=False)))
@@ -90,14 +92,25 @@ def diff_of(before: str, after: str) -> str:
     tail = sum(1 for _ in takewhile(_is_same, tails))
     context_from, old_to, new_to = max(0, head - 1), len(old) - tail, len(new) - tail
     if max(old_to, new_to) - head > DIFF_LINES:
-        return f"@@ {old_to - head} lines were replaced by {new_to - head} @@"
+        before_it, after_it = old[context_from:head], old[old_to : old_to + 1]
+        around = len(before_it) + len(after_it)
+        spans = (old_to - head + around, new_to - head + around)
+        old_at, new_at = (f"{context_from + bool(span)},{span}" for span in spans)
+        return "\n".join(
+            [
+                f"@@ -{old_at} +{new_at} @@",
+                *(f" {line}" for line in before_it),
+                *(f"-{line}" for line in old[head:old_to]),
+                *(f"+{line}" for line in new[head:new_to]),
+                *(f" {line}" for line in after_it),
+            ]
+        )
     # One line of context on either side.
     lines = difflib.unified_diff(
         old[context_from : old_to + 1], new[context_from : new_to + 1], lineterm="", n=1
     )
     text = "\n".join(line for line in lines if not line.startswith(("--- ", "+++ ")))
-    shifted = _shift(text, context_from)
-    return shifted if len(shifted) <= DIFF_CHARS else shifted[: DIFF_CHARS - 2] + "\n…"
+    return _shift(text, context_from)
 
 
 def with_diffs(versions: Sequence[BlockVersion]) -> tuple[BlockVersion, ...]:
@@ -140,7 +153,9 @@ def block_hits(blocks: Sequence[Block], query: str) -> list[MemoryHit]:
         for paragraph in re.split(r"\n\s*\n", block.value):
             folded = " ".join(paragraph.casefold().split())
             if all(word in folded for word in words):
-                hit = MemoryHit("block", block.label, _snippet(paragraph.strip(), words))
+                whole = paragraph.strip()
+                shown = _snippet(whole, words)
+                hit = MemoryHit("block", block.label, shown, is_excerpt=shown != whole)
                 (exact if phrase in folded else other).append(hit)
     return exact + other
 

@@ -5,8 +5,8 @@ Pure, as ``model`` is, on which it stands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Literal
 
@@ -266,14 +266,20 @@ class Parked:
 
     item: Item
     parked_ms: int
+    cursor: str = ""
+    """Where a page goes on that ends with this item."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParkedPage:
-    """Some of what was given up, newest first."""
+    """Some of what was given up, newest first, and some of the rooms with late messages."""
 
     items: tuple[Parked, ...]
     total: int
+    late: Mapping[RoomId, int] = field(default_factory=dict)
+    """How many messages came too late to be answered by themselves in which room, by its id."""
+    late_total: int = 0
+    """How many such rooms there are."""
     next_cursor: str = ""
 
 

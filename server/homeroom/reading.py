@@ -88,6 +88,8 @@ class RoomTranscript:
     ghosts: frozenset[str] = frozenset()
     """The senders among them that Homeroom drives: agents, and itself."""
     next_cursor: str = ""
+    cursor: str = ""
+    """Where this page begins, also when there are newer messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,8 @@ class MemoryHit:
     name: str
     """The block's label, or the passage's id."""
     text: str
+    is_excerpt: bool = False
+    """There is more around it in the block."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,8 @@ class Rooms:
             ) from None
         ghosts = frozenset(m.sender for m in page.messages if matrix.is_ghost(m.sender))
         more = write_cursor(room.id, page.end) if page.end else ""
-        return RoomTranscript(room, page.messages, ghosts, more)
+        begins = cursor or (write_cursor(room.id, page.start) if page.start else "")
+        return RoomTranscript(room, page.messages, ghosts, more, begins)
 
     async def resolve(self, name: str) -> ServedRoom:
         """The room with that id, alias or name, or the room of the agent with that id or name.

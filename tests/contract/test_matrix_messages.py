@@ -39,6 +39,23 @@ async def test_messages_come_newest_first_page_by_page_to_the_beginning(
     assert one is None or (one.sender, one.kind) == (ghost, "text")
 
 
+async def test_a_page_is_the_same_when_there_are_newer_messages(
+    synapse: Homeserver, unique: Unique
+) -> None:
+    """Who reads the rest of a long message finds it in its place."""
+    async with connect(synapse) as matrix:
+        ghost, room = await move_in(matrix, f"agent_{unique('still')}")
+        for number in range(3):
+            await matrix.post(ghost, room, text(f"message {number}"), f"txn{number}")
+        first = await matrix.messages(room, "", 2)
+        await matrix.post(ghost, room, text("a newer one"), "newer")
+        again = await matrix.messages(room, first.start, 2)
+        back = await matrix.messages(room, first.end, 1)
+    assert [message.text for message in first.messages] == ["message 2", "message 1"]
+    assert again.messages == first.messages and again.start == first.start
+    assert [message.text for message in back.messages] == ["message 0"]
+
+
 async def test_an_edited_message_has_its_newest_text_and_a_deleted_one_is_gone(
     synapse: Homeserver, unique: Unique
 ) -> None:

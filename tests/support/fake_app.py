@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from homeroom.cursors import read_cursor
+from homeroom.deliveries import parked_page
 from homeroom.directory import ID_PIECE
 from homeroom.edits import block_after_edit, block_hits, diff_of, undoing, with_diffs
 from homeroom.errors import Ambiguous, Misuse, NotFound, Unavailable
@@ -47,8 +49,10 @@ from homeroom.reading import (
     BlockVersion,
     Edit,
     MemoryChange,
+    MemoryHit,
     MemoryHits,
     MemoryView,
+    Passage,
     RoomMessage,
     RoomPage,
     RoomTranscript,
@@ -93,6 +97,8 @@ class FakeApp:
         self.agents: list[Agent] = []
         self.behaviours: dict[AgentId, Behaviour] = {}
         self.blocks: dict[AgentId, dict[str, Block]] = {}
+        self.passages: dict[AgentId, list[Passage]] = {}
+        """Archival memory; every query finds all of it."""
         self.chats: dict[str, Chat] = {}
         self.stories = {"$asked": sample_story()}
         self.parked = [sample_parked()]
@@ -259,9 +265,10 @@ class FakeApp:
         if agent:
             wanted = self._find(agent).id
             found = [p for p in found if p.item.payload["agent_id"] == wanted]
-        start = int(cursor or 0)
-        more = str(start + limit) if start + limit < len(found) else ""
-        return ParkedPage(tuple(found[start : start + limit]), len(found), more)
+        before, after = read_cursor(cursor, str, str, tool="list_parked") if cursor else ("", "")
+        ids = [parked.item.id for parked in found]
+        rest = found[ids.index(ItemId(before)) + 1 :] if before else found
+        return parked_page(rest, len(found), self.held, limit=limit, before=before, after=after)
 
     async def replay_parked(self, item_id: str) -> int:
         if item_id not in [parked.item.id for parked in self.parked]:
@@ -272,9 +279,6 @@ class FakeApp:
         await self.replay_parked(item_id)
         self.parked = [parked for parked in self.parked if parked.item.id != item_id]
         self.dropped.append((item_id, reason))
-
-    async def list_held(self) -> dict[RoomId, int]:
-        return self.held
 
     async def catch_up(self, room_id: str) -> CaughtUp | None:
         if room_id not in self.held:
@@ -310,6 +314,7 @@ class FakeApp:
     async def search_memory(self, agent: str, query: str, limit: int, cursor: str) -> MemoryHits:
         found = self._find(agent)
         hits = block_hits([*self.blocks[found.id].values()], query)
+        hits += [MemoryHit("passage", p.id, p.text) for p in self.passages.get(found.id, [])]
         start = int(cursor or 0)
         more = str(start + limit) if start + limit < len(hits) else ""
         return MemoryHits(found, tuple(hits[start : start + limit]), len(hits), "text", more)
@@ -327,11 +332,12 @@ class FakeApp:
         if not found:
             raise NotFound("room", room, [r.id for r in served])
         said = self.messages.get(found[0].id, [])
-        start = int(cursor or 0)
-        page = tuple(said[start : start + limit])
-        more = str(start + limit) if start + limit < len(said) else ""
+        # Counted from the oldest, so that a page is the same when there are newer ones.
+        left = int(cursor or len(said))
+        page = tuple(said[len(said) - left :][:limit])
+        more = str(left - limit) if left > limit else ""
         ghosts = frozenset(m.sender for m in page if m.sender.startswith("@agent_"))
-        return RoomTranscript(found[0], page, ghosts, more)
+        return RoomTranscript(found[0], page, ghosts, more, str(left))
 
     async def watch(self, wanted: Watched) -> Watched:
         if wanted.kind == "room":

@@ -407,6 +407,24 @@ def test_a_caller_that_asks_too_often_is_told_when_to_come_back_and_others_are_n
         assert ask(port, "GET", "/health", authorized(two)).status == 200
 
 
+async def test_what_others_do_without_a_right_token_slows_nobody_down_who_has_one(
+    file: Path,
+) -> None:
+    """A token may be called what the gate once called those who probe without any."""
+    rights = [new_token(file, name, ["read"]) for name in ("probe", "one")]
+    async with serving(Tokens(file), 0.01) as (_, port), httpx2.AsyncClient() as client:
+
+        async def ask_as(token: str, path: str) -> int:
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            answer = await client.get(f"http://127.0.0.1:{port}{path}", headers=headers)
+            return answer.status_code
+
+        assert [await ask_as("", "/health") for _ in range(2)] == [200, 429]
+        assert {await ask_as(f"wrong{n}", "/metrics") for n in range(50)} == {401}
+        assert [await ask_as(right, "/metrics") for right in rights] == [200, 200]
+        assert [await ask_as(right, "/metrics") for right in rights] == [429, 429]
+
+
 async def test_reading_a_resource_counts_against_the_rate_as_a_call_does(file: Path) -> None:
     one = new_token(file, "one", ["read"])
     params = {"uri": "agent://agent-0001", "_meta": MODERN}

@@ -706,7 +706,7 @@ async def test_late_messages_are_listed_and_answered_by_room(app: FakeApp, era: 
         app.has_bridge = True
         done = data_of(await client.call_tool("replay_parked", {"id": f" {room} "}))
         again = await client.call_tool("replay_parked", {"id": room})
-    assert listed["late"] == [{"room": room, "messages": 3}]
+    assert listed["late"] == [{"room": room, "messages": 3}] and listed["late_total"] == 1
     assert later == {"id": room}
     assert done == {"id": room, "answered": 3, "left": 0}
     assert "Nothing is left to catch up on" in error_of(again)

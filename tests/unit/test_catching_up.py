@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from homeroom.cursors import write_cursor
 from homeroom.decide import decide, held_notices
 from homeroom.deliveries import Deliveries
 from homeroom.errors import Misuse
@@ -179,7 +180,12 @@ async def test_another_process_may_ask_for_one_room_or_for_all(tmp_path: Path) -
         bridge = Bridge(store)
         await bridge.hear(said("1", late=2 * HOUR_MS), said("2", late=2 * HOUR_MS))
         deliveries = Deliveries(store)
-        assert await deliveries.list_held() == {ROOM: 2}
+        page = await deliveries.page_parked("", 1, "")
+        assert (page.late, page.late_total, page.next_cursor) == ({ROOM: 2}, 1, "")
+        beyond = await deliveries.page_parked("", 1, write_cursor("", ROOM))
+        assert (beyond.late, beyond.late_total) == ({}, 1)
+        with pytest.raises(Misuse, match="not one that list_parked gave"):
+            await deliveries.page_parked("", 1, "0123456789abcdef01234567")
         with pytest.raises(Misuse, match="no id of a room"):
             await deliveries.catch_up("#alias:hs.test")
         with pytest.raises(Misuse, match="Nothing is left to catch up on in !o"):
@@ -191,7 +197,7 @@ async def test_another_process_may_ask_for_one_room_or_for_all(tmp_path: Path) -
             answer = await store.find_errand_answer(errand)
         assert answer is not None and json.loads(answer) == {"answered": 2, "left": 0}
         assert await bridge.work(ItemKind.TURN) == ["1", "2"]
-        assert await deliveries.list_held() == {}
+        assert await store.count_held() == {}
         with pytest.raises(Misuse, match="anywhere"):
             await deliveries.catch_up("")
 

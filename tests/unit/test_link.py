@@ -213,6 +213,50 @@ async def test_what_fails_after_the_message_was_taken_leaves_its_turn_open(
     assert turns.ids() == ["key"]
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"type": "stream_delta"},
+        {"type": "stream_delta", "delta": {"message_type": "assistant_message", "content": 7}},
+        {"type": "update_loop_status", "loop_status": None},
+        {"type": "update_queue", "queue": [None]},
+        {"type": "turn_finished", "stop_reason": ["end_turn"]},
+        {"type": "control_request"},
+    ],
+)
+async def test_an_event_that_cannot_be_read_leaves_the_turn_open_and_is_named_as_the_reason(
+    event: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def torn(connection: ServerConnection, command: dict[str, Any]) -> None:
+        if command["type"] == "input":
+            await tell(connection, runtime=SCOPE, **event)
+
+    turns = Turns("started", torn)
+    async with server(turns.answer) as url, AppServerLetta.connect(url) as letta:
+        with pytest.raises(Uncertain, match="one of its events could not be read") as caught:
+            await letta.turn(AGENT, "hello", conversation=ROOM, key="key")
+    assert caught.value.key == "key"
+    assert turns.ids() == ["key"]
+    (logged,) = [one for one in caplog.records if one.message == "letta_event_unreadable"]
+    assert logged.__dict__["event"] == event["type"]
+
+
+async def test_what_cannot_be_read_before_the_message_is_sent_leaves_it_unsent() -> None:
+    turns = Turns("started", nothing)
+
+    async def answer(connection: ServerConnection, command: dict[str, Any]) -> None:
+        if command["type"] == "runtime_start":
+            await tell(connection, type="update_queue", runtime=SCOPE, queue=7)
+        await turns.answer(connection, command)
+
+    async with server(answer) as url, AppServerLetta.connect(url) as letta:
+        with pytest.raises(Unavailable, match="one of its events could not be read"):
+            await letta.turn(AGENT, "hello", conversation=ROOM, key="key")
+        with pytest.raises(Unavailable, match="one of its events could not be read"):
+            await letta.find_turn(AGENT, conversation=ROOM, key="key", text="hello")
+    assert turns.ids() == []
+
+
 async def test_a_message_that_the_server_does_not_take_was_not_delivered() -> None:
     turns = Turns("", nothing)
     async with server(turns.answer) as url, AppServerLetta.connect(url) as letta:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from homeroom import memory
 from homeroom.config import Config
 from homeroom.directory import Directory
 from homeroom.edits import (
-    DIFF_CHARS,
+    DIFF_LINES,
     SNIPPET_CHARS,
     block_after_edit,
     block_hits,
@@ -149,11 +150,57 @@ def test_a_diff_tells_how_many_lines_came_and_went(old: list[str], new: list[str
     assert (came or went) or old == new or not (old and new)
 
 
-def test_a_diff_of_much_is_bounded() -> None:
-    long = "\n".join(str(number) for number in range(3000))
-    assert diff_of(long, long.replace("1", "x")).startswith("@@ ")
-    wide = "\n".join("y" * 100 for _ in range(200))
-    assert len(diff_of("", wide)) <= DIFF_CHARS
+MANY = [str(number) for number in range(DIFF_LINES + 10)]
+OTHERS = [f"other {line}" for line in MANY]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (MANY, OTHERS),
+        ([], MANY),
+        (MANY, []),
+        (MANY, ["only one"]),
+        (["head", *MANY, "tail"], ["head", *OTHERS, "tail"]),
+        (["head", "more", *MANY], ["head", "more"]),
+        (["y" * 300_000], ["z" * 300_000]),
+        (["a", "b"], ["a", "b"]),
+        (["a", "b", "c"], ["a", "x", "c"]),
+    ],
+)
+def test_a_diff_holds_the_whole_change_however_long(old: list[str], new: list[str]) -> None:
+    assert patched(old, diff_of("\n".join(old), "\n".join(new))) == new
+
+
+LINES = st.lists(st.sampled_from(["", "a", "b", "-c", "+d", "@@ -1 +1 @@"]), max_size=8)
+
+
+@given(LINES, LINES)
+def test_a_diff_turns_the_old_lines_into_the_new(old: list[str], new: list[str]) -> None:
+    before, after = ("".join(f"{line}\n" for line in lines) for lines in (old, new))
+    assert patched(old, diff_of(before, after)) == new
+
+
+def patched(old: list[str], diff: str) -> list[str]:
+    """What ``patch`` makes of the old lines. Source: POSIX, diff -u."""
+    new, at, rest = list[str](), 0, diff.split("\n") if diff else []
+    while rest:
+        head = re.fullmatch(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@", rest.pop(0))
+        assert head is not None
+        start, old_left, new_left = int(head[1]), int(head[2] or 1), int(head[4] or 1)
+        upto = start - 1 if old_left else start
+        new += old[at:upto]
+        at = upto
+        assert len(new) == int(head[3]) - (1 if new_left else 0)
+        while old_left or new_left:
+            sign, line = rest[0][:1], rest.pop(0)[1:]
+            if sign in " -":
+                assert old[at] == line
+                at, old_left = at + 1, old_left - 1
+            if sign in " +":
+                new.append(line)
+                new_left -= 1
+    return new + old[at:]
 
 
 # --- search --------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from homeroom.letta.events import read_event
 from homeroom.letta.run import Run
 
 BUSY = "Conversation local-conv-1 already has an active run (local-run-6)"
@@ -26,7 +27,7 @@ def seen(*events: dict[str, Any], waiting: bool = False) -> Run:
     run = Run("mine")
     run.waiting = waiting
     for event in events:
-        run.see(event)
+        run.see(read_event(event))
     return run
 
 

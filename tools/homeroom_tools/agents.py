@@ -68,8 +68,8 @@ def agent_tools(app: App) -> list[Tool]:
         return views.agent_list(page, full=detail == "full")
 
     async def get_agent(agent: AgentRef, detail: Detail = "concise") -> views.AgentDetail:
-        """Shows one agent you know: purpose, Matrix home. full adds tags, its memory blocks' labels
-        and what is wrong with it.
+        """Shows one agent you know: purpose, Matrix home. full adds tags, block labels and what is
+        wrong with it.
         """
         view = await app.get_agent(agent)
         if detail == "concise":

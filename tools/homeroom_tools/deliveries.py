@@ -36,10 +36,9 @@ def delivery_tools(app: App) -> list[Tool]:
         cursor: Cursor = "",
     ) -> views.ParkedList:  # fmt: skip
         """Lists messages and posts given up, and rooms with late messages, for replay_parked.
-        full adds room and the whole reason.
+        full adds room and more reason.
         """
-        page, late = await app.list_parked(agent, limit, cursor), await app.list_held()
-        return views.parked_list(page, late, full=detail == "full")
+        return views.parked_list(await app.list_parked(agent, limit, cursor), full=detail == "full")
 
     async def replay_parked(id: ParkedId, drop: Drop = False) -> views.Replayed:  # noqa: A002
         """Tries a parked item again, before newer ones, or has a room's late messages answered. Use

@@ -30,7 +30,6 @@ from homeroom.errors import ConfigError
 from homeroom_tools.caller import LOCAL, Caller, calling
 from homeroom_tools.caller import Scope as Needed
 from homeroom_tools.pushes import PUSH_PATH
-from homeroom_tools.rate import Failures
 from homeroom_tools.scopes import INSUFFICIENT_SCOPE, Needs, refusal
 
 if TYPE_CHECKING:
@@ -45,13 +44,10 @@ MAX_AT_ONCE = 200
 """Most requests of one caller that are being served, open streams among them; more get 429."""
 MAX_SESSIONS_EACH = 250
 """Most handshake-era sessions of one caller, of all that there can be; more get 429."""
-FAILED_PUSHES = 20
-"""So many pushes of one address may come with a wrong token before the next gets 429 ..."""
-FAILED_PUSHES_PER_S = 0.2
-"""... and then one in five seconds: a homeserver's token is right, or stays wrong."""
-PROBE = Caller("probe", frozenset())
+PROBE = Caller("a probe", frozenset())
 """Whoever asks for /health on this machine without a token: it may do nothing, so /health tells it
-the bare status, as it does every caller that may not read."""
+the bare status, as it does every caller that may not read. No token can have its name, so however
+often it asks, whoever has a token is not slowed down."""
 CALLER = "homeroom.caller"
 """Key of the ASGI scope: the ``Caller``."""
 _REALM = 'Bearer realm="homeroom"'
@@ -80,22 +76,21 @@ class Gate:
 
     Of a push neither Host nor caller is checked: its route asks for the hs_token, and the
     homeserver calls us by whatever name the registration's URL has, which is for its operator to
-    choose and not for us to know. But no browser has any business there, and whoever fails too
-    often is not heard for a while.
+    choose and not for us to know. But no browser has any business there.
     """
 
     def __init__(self, app: ASGIApp, door: Door) -> None:
         self._app, self._door = app, door
         self._serving: Counter[str] = Counter()
-        self._failed_pushes = Failures(FAILED_PUSHES, FAILED_PUSHES_PER_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_push = scope["type"] == "http" and scope["path"].startswith(PUSH_PATH)
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if is_push and self._door.lets_pushes_by:
-            await self._push(scope, receive, send)
+        if self._door.lets_pushes_by and scope["path"].startswith(PUSH_PATH):
+            from_browser = "origin" in Headers(scope=scope)
+            answer = refuse(403, "A browser may not push.") if from_browser else self._app
+            await answer(scope, receive, send)
             return
         admitted = self._admit(scope)
         if isinstance(admitted, JSONResponse):
@@ -118,23 +113,6 @@ class Gate:
                 await self._app(scope, receive, send)
         finally:
             self._serving[caller.name] -= 1
-
-    async def _push(self, scope: Scope, receive: Receive, send: Send) -> None:
-        peer = scope["client"][0] if scope.get("client") else ""
-        if "origin" in Headers(scope=scope):
-            await refuse(403, "A browser may not push.")(scope, receive, send)
-            return
-        if wait_s := self._failed_pushes.wait_s(peer):
-            after = {"Retry-After": str(math.ceil(wait_s))}
-            await refuse(429, "Too many wrong tokens from there.", after)(scope, receive, send)
-            return
-
-        async def watch(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] in (401, 403):
-                self._failed_pushes.count(peer)
-            await send(message)
-
-        await self._app(scope, receive, watch)
 
     def _admit(self, scope: Scope) -> Caller | JSONResponse:
         headers = Headers(scope=scope)

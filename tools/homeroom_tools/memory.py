@@ -11,6 +11,7 @@ from homeroom.reading import Edit
 from homeroom_tools import memory_views as views
 from homeroom_tools.agents import AgentRef, Cursor, Limit
 from homeroom_tools.caller import current_caller
+from homeroom_tools.long_rows import Place
 from homeroom_tools.toolkit import make_reader, make_tool
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def memory_tools(app: App) -> list[Tool]:
         agent: AgentRef, label: AnyLabel = "", history: History = False, offset: Offset = 0
     ) -> views.AgentMemory:
         """Reads an agent's memory blocks, which stand in all its prompts. Use it before a change.
-        If truncated, give label and offset. history: 20 versions of what was changed here.
+        history: 20 versions of what changed here.
         """
         view = await app.get_memory(agent, label, history=history)
         return views.agent_memory(view, offset, label, history=history)
@@ -75,10 +76,12 @@ def memory_tools(app: App) -> list[Tool]:
     async def search_agent_memory(
         agent: AgentRef, query: Query, limit: Limit = 10, cursor: Cursor = ""
     ) -> views.Hits:
-        """Searches an agent's blocks by text, then its archival passages, if Letta has them. Use it
-        for what is too long to read. 100 passages at most.
+        """Searches an agent's blocks by text, then 100 archival passages at most, if Letta has
+        them. Use it for what is too long to read.
         """
-        return views.memory_hits(await app.search_memory(agent, query, limit, cursor), limit)
+        place = Place.of(cursor)
+        found = await app.search_memory(agent, query, place.count(limit), place.cursor)
+        return views.memory_hits(found, limit, place)
 
     return [
         make_reader(get_agent_memory, title="Read memory"),

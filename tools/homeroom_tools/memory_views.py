@@ -9,13 +9,16 @@ from pydantic import Field
 from homeroom.model import Block, encodable
 from homeroom.reading import BlockVersion, MemoryChange, MemoryHit, MemoryHits, MemoryView
 from homeroom.times import utc_iso
+from homeroom_tools.long_rows import BEGINNING, LongPage, LongRow, Place
 from homeroom_tools.text import LINE_CHARS, NAME_CHARS, clean, clean_line
-from homeroom_tools.toolkit import UNTRUSTED, ListPage, LongText, Result, Row
+from homeroom_tools.toolkit import UNTRUSTED, ListPage, LongText, Result
 
 HIT_CHARS = 4_000
 """Longest passage that a search shows, in characters; one alone is whole."""
+DIFF_CHARS = 4_000
+"""Longest diff that a change is answered with, in characters; it is whole in the history."""
 VERSION_DIFF_CHARS = 600
-"""Longest diff of one old version, in characters; of one block alone they are whole."""
+"""Longest diff of one old version, in characters; of one block alone they are as long as may be."""
 VERSIONS = 100
 """Most versions in one result, of all blocks together."""
 
@@ -23,6 +26,7 @@ VERSIONS = 100
 class BlockEntry(LongText):
     long_field: ClassVar[str] = "value"
 
+    truncated: bool | None = Field(default=None, description="give label, offset")
     label: str = Field(description=UNTRUSTED + "its handle")
     value: str = Field(description=UNTRUSTED + "as stored")
     limit: int | None = Field(default=None, description="characters")
@@ -42,7 +46,7 @@ class BlockEntry(LongText):
 class Version(LongText):
     long_field: ClassVar[str] = "diff"
 
-    truncated: bool | None = Field(default=None, description="whole with label")
+    truncated: bool | None = Field(default=None, description="give label, offset")
     label: str = Field(description=UNTRUSTED + "block")
     revision: str = Field(description="for undo_of")
     at: str | None = Field(description="UTC")
@@ -56,24 +60,28 @@ class AgentMemory(Result):
     truncated: bool | None = Field(default=None, description="give label")
 
 
-class UpdatedMemory(Result):
+class UpdatedMemory(LongText):
+    long_field: ClassVar[str] = "diff"
+
+    truncated: bool | None = Field(default=None, description="whole in history")
     old_revision: str = Field(description="before")
     revision: str = Field(description="now, for undo_of")
-    size: int = Field(description="characters now")
+    size: int = Field(description="characters")
     diff: str | None = Field(default=None, description=UNTRUSTED + "unified")
 
 
-class Hit(LongText, Row):
+class Hit(LongRow):
     long_field: ClassVar[str] = "text"
 
-    truncated: bool | None = Field(default=None, description="whole with limit=1")
+    truncated: bool | None = Field(default=None, description="see rest, or read the block")
     source: Literal["block", "passage"] = Field(description="where")
     name: str = Field(description=UNTRUSTED + "label or id")
     text: str = Field(description=UNTRUSTED + "what it says")
 
 
-class Hits(ListPage):
+class Hits(LongPage, ListPage):
     rows_field: ClassVar[str] = "hits"
+    most_chars: ClassVar[int] = HIT_CHARS
 
     method: Literal["semantic", "text"] = Field(description="for passages")
     hits: list[Hit] = Field(description="Best first.")
@@ -84,28 +92,32 @@ def agent_memory(view: MemoryView, offset: int, label: str, *, history: bool) ->
     shown = view.versions[:VERSIONS]
     return AgentMemory(
         blocks=[_block(block, offset) for block in view.blocks],
-        history=[_version(version, most_chars) for version in shown] if history else None,
+        history=[_version(version, offset, most_chars) for version in shown] if history else None,
         truncated=len(shown) < len(view.versions) or None,
     )
 
 
 def updated_memory(change: MemoryChange) -> UpdatedMemory:
-    return UpdatedMemory(
+    updated = UpdatedMemory(
         old_revision=change.old_revision,
         revision=change.block.revision,
         size=len(change.block.value),
         diff=clean(change.diff) or None,
     )
+    if len(updated.long_text) > DIFF_CHARS:
+        updated.cut(DIFF_CHARS)
+    return updated
 
 
-def memory_hits(found: MemoryHits, limit: int) -> Hits:
-    most_chars = HIT_CHARS if limit > 1 else None
-    return Hits(
+def memory_hits(found: MemoryHits, limit: int, place: Place = BEGINNING) -> Hits:
+    """The page of ``limit`` hits at ``place``. Raises Misuse if that is gone."""
+    shown = Hits(
         total=found.total,
         next_cursor=found.next_cursor or None,
         method=found.method,
-        hits=[_hit(hit, most_chars) for hit in found.hits],
+        hits=[_hit(hit) for hit in found.hits],
     )
+    return shown.opened(place, limit)
 
 
 def _block(block: Block, offset: int) -> BlockEntry:
@@ -121,8 +133,8 @@ def _block(block: Block, offset: int) -> BlockEntry:
     )
 
 
-def _version(version: BlockVersion, most_chars: int | None) -> Version:
-    diff = clean(version.diff)
+def _version(version: BlockVersion, offset: int, most_chars: int | None) -> Version:
+    diff = clean(version.diff)[offset:]
     return Version(
         label=clean_line(version.label, NAME_CHARS),
         revision=version.revision,
@@ -133,11 +145,10 @@ def _version(version: BlockVersion, most_chars: int | None) -> Version:
     )
 
 
-def _hit(hit: MemoryHit, most_chars: int | None) -> Hit:
-    text = clean(hit.text)
+def _hit(hit: MemoryHit) -> Hit:
     return Hit(
         source=hit.source,
         name=clean_line(hit.name, NAME_CHARS),
-        text=text[:most_chars],
-        truncated=len(text[:most_chars]) < len(text) or None,
+        text=clean(hit.text),
+        truncated=hit.is_excerpt or None,
     )

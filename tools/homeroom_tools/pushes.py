@@ -3,7 +3,8 @@
 Owns these routes and their guard, the hs_token. The hub's /sync is the log of what was said, and
 pushes that wait in a homeserver are lost when it restarts; so a push is read for one thing alone:
 which of our users were invited somewhere, which the hub cannot see. Even that is only a hint to ask
-them. Invariants: whoever lacks the token learns nothing; no push is refused for what it says.
+them. Invariants: whoever lacks the token learns nothing; no push is refused for what it says, nor
+for what others sent from the same address.
 
 Source: https://spec.matrix.org/v1.16/application-service-api/
 """
@@ -13,14 +14,17 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import math
 from typing import TYPE_CHECKING
 
 from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from homeroom_tools.rate import Failures
+
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection, Mapping
 
     from starlette.requests import Request
 
@@ -34,6 +38,10 @@ again of other things, and repeats for ever what is refused. It is not held in m
 MAX_READ_BYTES = 1024 * 1024
 """Largest push that is looked into, in bytes. A larger one is a flood; its invitations are found
 when the ghosts are asked in turn."""
+FAILED_PUSHES = 20
+"""So many pushes of one address may come with a wrong token before the next such gets 429 ..."""
+FAILED_PUSHES_PER_S = 0.2
+"""... and then one in five seconds: a homeserver's token is right, or stays wrong."""
 MAX_INVITED = 200
 """Most users of one push that are handed on: a push has a hundred events."""
 
@@ -43,17 +51,14 @@ def push_routes(hs_token: str, on_push: Heard) -> list[Route]:
 
     ``on_push`` hears of every push, after it was answered, with the users it says were invited.
     """
-    digest = hashlib.sha256(hs_token.encode()).digest()
+    guard = _Guard(hs_token)
 
     def guarded(
         answer: JSONResponse, heard: Heard | None = None
     ) -> Callable[[Request], Awaitable[JSONResponse]]:
         async def serve(request: Request) -> JSONResponse:
-            given = _token_of(request)
-            if not given:
-                return _error(401, "M_MISSING_TOKEN", "The hs_token is needed.")
-            if not hmac.compare_digest(hashlib.sha256(given.encode()).digest(), digest):
-                return _error(403, "M_FORBIDDEN", "This is not the hs_token.")
+            if (refusal := guard.refusal(request)) is not None:
+                return refusal
             body = await _read(request)
             if body is None:
                 return _error(413, "M_TOO_LARGE", f"A push may have {MAX_PUSH_BYTES} bytes.")
@@ -79,6 +84,35 @@ def push_routes(hs_token: str, on_push: Heard) -> list[Route]:
             methods=["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"],
         ),
     ]
+
+
+class _Guard:
+    """Lets pass whoever has the hs_token, and nobody else.
+
+    The token is looked at before the address: the homeserver and whoever guesses may be behind one
+    proxy, and must not be able to silence each other. A guess that is told "too many" instead of
+    "wrong" learns no less, so what a token is safe by is its length (``registration`` makes 48
+    random bytes); the 429 is for a homeserver with an old token, to ask less often.
+    """
+
+    def __init__(self, hs_token: str) -> None:
+        self._digest = hashlib.sha256(hs_token.encode()).digest()
+        self._failures = Failures(FAILED_PUSHES, FAILED_PUSHES_PER_S)
+
+    def refusal(self, request: Request) -> JSONResponse | None:
+        """Why a request does not pass; None if it does."""
+        given = _token_of(request)
+        given_digest = hashlib.sha256(given.encode(errors="surrogateescape")).digest()
+        if hmac.compare_digest(given_digest, self._digest):
+            return None
+        peer = request.client.host if request.client else ""
+        if wait_s := self._failures.wait_s(peer):
+            after = {"Retry-After": str(math.ceil(wait_s))}
+            return _error(429, "M_LIMIT_EXCEEDED", "Too many wrong tokens from there.", after)
+        self._failures.count(peer)
+        if not given:
+            return _error(401, "M_MISSING_TOKEN", "The hs_token is needed.")
+        return _error(403, "M_FORBIDDEN", "This is not the hs_token.")
 
 
 def _token_of(request: Request) -> str:
@@ -126,5 +160,7 @@ async def _read(request: Request) -> bytes | None:
     return bytes(kept) if size <= MAX_READ_BYTES else b""
 
 
-def _error(status: int, code: str, why: str) -> JSONResponse:
-    return JSONResponse({"errcode": code, "error": why}, status_code=status)
+def _error(
+    status: int, code: str, why: str, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    return JSONResponse({"errcode": code, "error": why}, status_code=status, headers=headers)

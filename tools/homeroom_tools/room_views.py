@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import Field
 
 from homeroom.reading import RoomMessage, RoomPage, RoomState, RoomTranscript, ServedRoom
 from homeroom.times import utc_iso
+from homeroom_tools.long_rows import BEGINNING, LongPage, LongRow, Place
 from homeroom_tools.text import LINE_CHARS, NAME_CHARS, clean, clean_line
-from homeroom_tools.toolkit import UNTRUSTED, ListPage, LongText, Page, Row
+from homeroom_tools.toolkit import UNTRUSTED, ListPage, Row
 from homeroom_tools.views import AgentIdField
 
 KIND_CHARS = 40
 MESSAGE_CHARS = 8_000
-"""Longest message that a page of a room shows, in characters; alone on its page it is whole: an
-event has 64 KiB at most, which fits. Source: https://spec.matrix.org/v1.16/client-server-api/#size-limits
+"""Longest message that a page of a room shows, in characters; alone on its page it is whole, unless
+the homeserver lets events be longer than 64 KiB.
+Source: https://spec.matrix.org/v1.16/client-server-api/#size-limits
 """
 
 
-class Message(LongText, Row):
+class Message(LongRow):
     long_field: ClassVar[str] = "text"
 
-    truncated: bool | None = Field(default=None, description="whole with limit=1")
     id: str = Field(description=UNTRUSTED + "Matrix event")
     sender: str = Field(description=UNTRUSTED + "Matrix id")
     time: str | None = Field(description="UTC")
@@ -31,8 +33,9 @@ class Message(LongText, Row):
     text: str = Field(description=UNTRUSTED + "message")
 
 
-class Transcript(Page):
+class Transcript(LongPage):
     rows_field: ClassVar[str] = "messages"
+    most_chars: ClassVar[int] = MESSAGE_CHARS
 
     room: str = Field(description=UNTRUSTED + "Matrix id")
     messages: list[Message] = Field(description="Newest first.")
@@ -55,13 +58,15 @@ class RoomList(ListPage):
     rooms: list[RoomEntry] = Field(description="Last active first.")
 
 
-def transcript(page: RoomTranscript, limit: int) -> Transcript:
-    most_chars = MESSAGE_CHARS if limit > 1 else None
-    return Transcript(
+def transcript(page: RoomTranscript, limit: int, place: Place = BEGINNING) -> Transcript:
+    """The page of ``limit`` messages at ``place``. Raises Misuse if that is gone."""
+    shown = Transcript(
         next_cursor=page.next_cursor or None,
         room=clean_line(page.room.id, LINE_CHARS),
-        messages=[_message(message, page.ghosts, most_chars) for message in page.messages],
+        messages=[_message(message, page.ghosts) for message in page.messages],
     )
+    # The newest messages are others by the time that somebody asks for the rest of one of them.
+    return shown.opened(replace(place, cursor=place.cursor or page.cursor), limit)
 
 
 def room_list(page: RoomPage, *, full: bool) -> RoomList:
@@ -72,16 +77,14 @@ def room_list(page: RoomPage, *, full: bool) -> RoomList:
     )
 
 
-def _message(message: RoomMessage, ghosts: frozenset[str], most_chars: int | None) -> Message:
-    text = clean(message.text)
+def _message(message: RoomMessage, ghosts: frozenset[str]) -> Message:
     return Message(
         id=clean_line(message.id, LINE_CHARS),
         sender=clean_line(message.sender, NAME_CHARS),
         time=utc_iso(message.sent_ms),
         from_agent=message.sender in ghosts,
         kind=None if message.kind == "text" else clean_line(message.kind, KIND_CHARS),
-        text=text[:most_chars],
-        truncated=len(text[:most_chars]) < len(text) or None,
+        text=clean(message.text),
     )
 
 

@@ -9,12 +9,13 @@ from pydantic import Field
 
 from homeroom_tools import room_views as views
 from homeroom_tools.agents import Cursor, Detail, Limit, OptionalAgent
+from homeroom_tools.long_rows import Place
 from homeroom_tools.toolkit import make_reader
 
 if TYPE_CHECKING:
     from homeroom.app import App
 
-RoomRef = Annotated[str, Field(min_length=1, description="Id or alias, or its agent's id or name.")]
+RoomRef = Annotated[str, Field(min_length=1, description="Id, alias, or its agent's id or name.")]
 
 
 def room_tools(app: App) -> list[Tool]:
@@ -22,13 +23,15 @@ def room_tools(app: App) -> list[Tool]:
 
     async def read_room(room: RoomRef, limit: Limit = 20, cursor: Cursor = "") -> views.Transcript:
         """Reads a Matrix room that Homeroom serves. Use it to see what people and agents said."""
-        return views.transcript(await app.read_room(room, limit, cursor), limit)
+        place = Place.of(cursor)
+        page = await app.read_room(room, place.count(limit), place.cursor)
+        return views.transcript(page, limit, place)
 
     async def list_rooms(
         agent: OptionalAgent = "", detail: Detail = "concise", limit: Limit = 50,
         cursor: Cursor = "",
     ) -> views.RoomList:  # fmt: skip
-        """Lists the Matrix rooms that Homeroom serves. Use it to see where something happened.
+        """Lists the rooms that Homeroom serves. Use it to see where something happened.
         full adds alias and problem.
         """
         page = await app.list_rooms(agent, limit, cursor)

@@ -19,7 +19,7 @@ MAX_ROOMS = 100
 MAX_REFUSALS = 20
 
 Fix = Annotated[bool, Field(description="Mend it.")]
-All = Annotated[bool, Field(description="Also rooms without faults.")]
+All = Annotated[bool, Field(description="Also sound rooms.")]
 AgentName = Annotated[str, Field(description=UNTRUSTED + "of the agent")]
 RefusedLine = Annotated[str, Field(description=UNTRUSTED + "who, where, why")]
 
@@ -54,7 +54,7 @@ def diagnosis_tools(app: App) -> list[Tool]:
     """The tools of this module, bound to ``app``."""
 
     async def diagnose_rooms(fix: Fix = False, all: All = False) -> RoomsDiagnosis:  # noqa: A002
-        """Tells who serves which Matrix room and what is wrong there: if no agent answers, or two.
+        """Tells who serves which room and what is wrong there: if no agent answers, or two.
         fix ends stale claims and stray memberships, invites the hub; deletes nothing.
         """
         return rooms_diagnosis(await app.diagnose_rooms(fix), everything=all)

@@ -48,7 +48,6 @@ MAX_DESCRIPTION_BYTES = 600
 UNTRUSTED = "Untrusted: "
 """How the description of every field with foreign text begins; the server's instructions say what
 it means."""
-_MARKER_CHARS = len(',"truncated":true')
 _PAGE_CHARS = 500
 """Room for the marker and the cursor of a page that was cut."""
 _BUG = (
@@ -76,6 +75,11 @@ class LongText(Result):
     def long_text(self) -> str:
         """The text; empty where the field is None."""
         return getattr(self, self.long_field) or ""
+
+    @property
+    def cut_chars(self) -> int:
+        """By how much a cut makes the rest of it longer at most, in characters."""
+        return len(',"truncated":true')
 
     def cut(self, keep_chars: int) -> None:
         """Keeps the first ``keep_chars`` characters of the text and says so."""
@@ -321,7 +325,7 @@ def written_text(result: Result) -> str:
 def _shorten(result: Result, size_chars: int) -> None:
     """Cuts the longest texts down to one common level, so that the short ones stay whole."""
     sizes = [(part, _json_chars(part.long_text)) for part in _long_texts(result)]
-    frame = size_chars - sum(size for _, size in sizes) + _MARKER_CHARS * len(sizes)
+    frame = size_chars - sum(size - part.cut_chars for part, size in sizes)
     room = MAX_RESULT_CHARS - frame
     levels = range(max((size for _, size in sizes), default=0) + 1)
     level = bisect_right(levels, room, key=lambda top: sum(min(s, top) for _, s in sizes)) - 1

@@ -8,7 +8,7 @@ Every model reads every description before its first word, so they are short.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -23,7 +23,7 @@ from homeroom.items import (
     Story,
     StoryState,
 )
-from homeroom.model import Action, Block, Failure, Outage, RoomId, SyncReport
+from homeroom.model import Action, Block, Failure, Outage, SyncReport
 from homeroom.reading import AgentPage, AgentView
 from homeroom.reports import SyncStatus, held_reasons
 from homeroom.times import utc_iso, utc_text
@@ -34,7 +34,6 @@ STEPS_KEPT = 40
 """Steps of a story that are kept at its beginning, and as many at its end."""
 MAX_ACTIONS = 100
 """Actions that one sync result lists; the counts are always of all."""
-MAX_LATE = 100
 DO_NOT_RESEND = "Do not resend; call get_reply with this reply_id."
 
 AgentName = Annotated[str, Field(description=UNTRUSTED + "of the agent")]
@@ -166,7 +165,8 @@ class ParkedList(ListPage):
     rows_field: ClassVar[str] = "items"
 
     items: list[ParkedEntry] = Field(description="Newest first.")
-    late: list[LateRoom] | None = Field(default=None, description="First 100.")
+    late: list[LateRoom] | None = Field(default=None, description="By id.")
+    late_total: int | None = Field(default=None, description="rooms")
 
 
 class Replayed(Result):
@@ -285,23 +285,24 @@ def delivery_story(story: Story) -> DeliveryStory:
     )
 
 
-def parked_list(page: ParkedPage, held: Mapping[RoomId, int], *, full: bool) -> ParkedList:
+def parked_list(page: ParkedPage, *, full: bool) -> ParkedList:
     late = [
-        LateRoom(room=clean_line(room, NAME_CHARS), messages=count)
-        for room, count in list(held.items())[:MAX_LATE]
+        LateRoom(room=clean_line(room, LINE_CHARS), messages=count)
+        for room, count in page.late.items()
     ]
     return ParkedList(
         total=page.total,
         next_cursor=page.next_cursor or None,
-        items=[_parked_entry(parked, full=full).at(parked.item.id) for parked in page.items],
+        items=[_parked_entry(parked, full=full).at(parked.cursor) for parked in page.items],
         late=late or None,
+        late_total=page.late_total or None,
     )
 
 
 def caught_up(room: str, done: CaughtUp | None) -> Replayed:
     """What became of the late messages of a room."""
     return Replayed(
-        id=clean_line(room, NAME_CHARS),
+        id=clean_line(room, LINE_CHARS),
         answered=done.answered if done else None,
         left=done.left if done else None,
     )

@@ -84,7 +84,7 @@ class Answer:
                 continue
             try:
                 arguments = json.loads("".join(parts))
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(arguments, dict):
                 self.say(text_of(arguments.get("message")), call_id)

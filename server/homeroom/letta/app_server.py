@@ -27,6 +27,7 @@ or with half a text.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 
@@ -39,6 +40,7 @@ from homeroom.errors import (
     Uncertain,
 )
 from homeroom.letta import OnDelta, app_memory, app_reading, changes
+from homeroom.letta.events import Approval, Event, read_event
 from homeroom.letta.link import LOST, Link, Scope
 from homeroom.letta.run import (
     Earlier,
@@ -47,9 +49,8 @@ from homeroom.letta.run import (
     attempt_of,
     joined,
     message_id_of,
-    text_of,
 )
-from homeroom.letta.wire import agent_of
+from homeroom.letta.wire import agent_of, text_of
 from homeroom.model import (
     Agent,
     AgentId,
@@ -79,6 +80,9 @@ _WIND_DOWN_S = 5.0
 _DENIAL = "Refused: tools that need approval cannot be used from a chat room. Answer without them."
 _LIFE = ("stream_delta", "update_loop_status", "control_request", "abort_message_response")
 """Events that show that the agent is alive; device status is the server's small talk."""
+
+
+log = logging.getLogger(__name__)
 
 
 class AppServerLetta:
@@ -327,7 +331,11 @@ class AppServerLetta:
         self, scope: Scope, events: asyncio.Queue[Json], run: Run | None = None
     ) -> LoopState:
         """Subscribes to the conversation; the server replays the state it is in before it
-        answers, and ``run`` sees that too."""
+        answers, and ``run`` sees that too.
+
+        Raises:
+            Unavailable: that state cannot be read.
+        """
         async with self._pace:
             await self._link.request(
                 "runtime_start",
@@ -341,7 +349,7 @@ class AppServerLetta:
         self._joined[scope] = self._link.connection_count
         state = LoopState()
         while not events.empty():
-            event = events.get_nowait()
+            event = _read(events.get_nowait())
             state.see(event)
             if run is not None:
                 run.see(event)
@@ -399,7 +407,12 @@ class AppServerLetta:
 
     async def _follow(self, scope: Scope, events: asyncio.Queue[Json], run: Run, key: str) -> bool:
         """Waits for the end of a run, refusing whatever it asks approval for. False if the server
-        swallowed the message, because it knew its id."""
+        swallowed the message, because it knew its id.
+
+        Raises:
+            Uncertain: the connection was lost, or the agent fell silent.
+            Unavailable: an event of the conversation cannot be read, so nobody knows what it said.
+        """
         loop = asyncio.get_running_loop()
         heard_s = loop.time()
         while not run.ended:
@@ -408,7 +421,7 @@ class AppServerLetta:
                 patience_s = min(patience_s, _WIND_DOWN_S)
             try:
                 async with asyncio.timeout_at(heard_s + patience_s):
-                    event = await events.get()
+                    raw = await events.get()
             except TimeoutError:
                 if run.aborted:
                     run.ended = "cancelled"
@@ -421,21 +434,21 @@ class AppServerLetta:
                     return False
                 run.begun = True
                 continue
-            if event["type"] == LOST:
+            if raw["type"] == LOST:
                 raise Uncertain("letta", key, "the connection was lost")
-            if event["type"] in _LIFE:
+            event = _read(raw)
+            if raw["type"] in _LIFE:
                 heard_s = loop.time()
             await self._refuse(scope, event)
             run.see(event)
         return True
 
-    async def _refuse(self, scope: Scope, event: Json) -> None:
-        if event["type"] == "control_request":
+    async def _refuse(self, scope: Scope, event: Event | None) -> None:
+        if isinstance(event, Approval):
             decision = {"behavior": "deny", "message": _DENIAL}
-            request_id = event["request_id"]
             payload = {
                 "kind": "approval_response",
-                "request_id": request_id,
+                "request_id": event.request_id,
                 "decision": decision,
             }
             await self._link.send("input", runtime=_runtime(scope), payload=payload)
@@ -455,6 +468,15 @@ class AppServerLetta:
 
     async def list_history(self, agent_id: AgentId, limit: int) -> list[Exchange]:
         return await app_reading.list_history(self._link, agent_id, limit)
+
+
+def _read(raw: Json) -> Event | None:
+    """``read_event``, with a word in the log about what could not be read: its kind, not itself."""
+    try:
+        return read_event(raw)
+    except Unavailable:
+        log.warning("letta_event_unreadable", extra={"event": raw["type"]})
+        raise
 
 
 def _runtime(scope: Scope) -> Json:

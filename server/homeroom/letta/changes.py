@@ -71,5 +71,7 @@ async def _agents_folder(link: Link) -> str:
                         return ""
         except TimeoutError:
             return ""
-    memory = _MEMORY.fullmatch(str(event["device_status"].get("memory_directory") or ""))
+    status = event.get("device_status")
+    told = status.get("memory_directory") if isinstance(status, dict) else None
+    memory = _MEMORY.fullmatch(told) if isinstance(told, str) else None
     return posixpath.join(memory["root"], "agents") if memory else ""

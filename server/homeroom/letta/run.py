@@ -7,14 +7,14 @@ many others speak in the same conversation.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from homeroom.errors import Rejected, Unavailable
 from homeroom.letta import OnDelta
-from homeroom.model import Json, Turn
+from homeroom.letta.events import Aborted, Broke, End, Event, Queue, Said, Sign, Status
+from homeroom.model import Turn
 
-_IDLE = "WAITING_ON_INPUT"
 _FAILED = ("error", "llm_api_error")
 _BUSY = "already has an active run"
 _PASSING = ("408", "409", "425", "429")
@@ -29,16 +29,16 @@ class LoopState:
 
     busy: bool = False
     queued: tuple[str, ...] = ()
-    runs: dict[str, list[str]] = field(default_factory=dict)
+    runs: dict[str, Collection[str]] = field(default_factory=dict)
     """The message ids that each recent run took."""
 
-    def see(self, event: Json) -> None:
-        if event["type"] == "update_loop_status":
-            status = event["loop_status"]
-            self.busy = status.get("status") != _IDLE
-            self.runs.update(status.get("client_message_ids_by_run_id") or {})
-        elif event["type"] == "update_queue":
-            self.queued = tuple(str(item["client_message_id"]) for item in event["queue"])
+    def see(self, event: Event | None) -> None:
+        match event:
+            case Status():
+                self.busy = event.busy
+                self.runs.update(event.ids_by_run)
+            case Queue():
+                self.queued = event.ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Run:
         self,
         message_id: str,
         on_delta: OnDelta | None = None,
-        runs: Mapping[str, list[str]] | None = None,
+        runs: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         self.id = message_id
         self.begun = False
@@ -83,50 +83,45 @@ class Run:
         self._run_id = ""
         self._claim(runs or {})
 
-    def see(self, event: Json) -> None:
+    def see(self, event: Event | None) -> None:
         """Takes notice of one event of the conversation."""
-        match event["type"]:
-            case "stream_delta":
+        match event:
+            case Said() | Broke() | Sign():
                 self.begun = True
-                self._see_delta(event)
-            case "update_loop_status":
-                status = event["loop_status"]
-                self.begun = self.begun or status.get("status") != _IDLE
-                self._claim(status.get("client_message_ids_by_run_id") or {})
-            case "update_queue":
-                self.waiting = self.id in [item["client_message_id"] for item in event["queue"]]
+                self._see_sign(event)
+            case Status():
+                self.begun = self.begun or event.busy
+                self._claim(event.ids_by_run)
+            case Queue():
+                self.waiting = self.id in event.ids
                 self.begun = self.begun or self.waiting
-            case "turn_finished":
+            case End():
                 self._see_end(event)
-            case "abort_message_response" if event.get("aborted"):
+            case Aborted():
                 self.aborted = True
 
-    def _claim(self, ids_by_run: Mapping[str, list[str]]) -> None:
+    def _claim(self, ids_by_run: Mapping[str, Collection[str]]) -> None:
         self._runs.update(run for run, ids in ids_by_run.items() if self.id in ids)
 
-    def _see_delta(self, event: Json) -> None:
-        delta = event["delta"]
-        run, kind = str(delta.get("run_id") or ""), delta.get("message_type")
-        if event.get("subagent_id") or (run and run not in self._runs):
+    def _see_sign(self, event: Said | Broke | Sign) -> None:
+        if isinstance(event, Sign) or (event.run_id and event.run_id not in self._runs):
             return
-        if kind == "assistant_message":
-            piece = text_of(delta.get("content"))
-            place = (run, str(delta.get("id")))
-            self._texts[place] = self._texts.get(place, "") + piece
-            if piece:
-                self._on_delta(piece)
-        elif kind in ("error_message", "loop_error"):
-            told = delta.get("api_error") or delta
-            self._error = str(told.get("detail") or told.get("message") or "") or self._error
+        if isinstance(event, Said):
+            place = (event.run_id, event.message_id)
+            self._texts[place] = self._texts.get(place, "") + event.text
+            if event.text:
+                self._on_delta(event.text)
+        else:
+            self._error = event.error or self._error
             # The server repeats the call; what the broken one said is not part of the answer.
-            self._texts = {at: text for at, text in self._texts.items() if at[0] != run}
+            kept = {at: text for at, text in self._texts.items() if at[0] != event.run_id}
+            self._texts = kept
 
-    def _see_end(self, event: Json) -> None:
-        run = str(event.get("run_id") or "")
+    def _see_end(self, event: End) -> None:
         # A turn that is refused a run names none. One turn is up at a time: ours, unless it waits.
-        if run in self._runs or not (run or self.waiting):
-            self.ended, self._run_id = str(event.get("stop_reason") or "end_turn"), run
-            self._error = self._error or str(event.get("error") or "")
+        if event.run_id in self._runs or not (event.run_id or self.waiting):
+            self.ended, self._run_id = event.reason, event.run_id
+            self._error = self._error or event.error
 
     @property
     def failed(self) -> bool:
@@ -159,13 +154,6 @@ def model_error(error: str) -> Unavailable | Rejected:
     if status[1] < "500" and status[1] not in _PASSING:
         return Rejected("model", reason, status[1])
     return Unavailable("model", reason)
-
-
-def text_of(content: object) -> str:
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else ()
-    return "".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
 
 
 def joined(texts: Iterable[str]) -> str:

@@ -434,7 +434,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def _json_or_none(content: bytes) -> Any:
     try:
         return json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

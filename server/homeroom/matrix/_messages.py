@@ -26,6 +26,8 @@ class Messages:
     messages: tuple[RoomMessage, ...]
     end: str = ""
     """Token of what came before; empty at the beginning of the room."""
+    start: str = ""
+    """Token that the same messages are read from again; empty if the homeserver tells none."""
 
 
 async def read_messages(
@@ -36,7 +38,7 @@ async def read_messages(
     Source: https://spec.matrix.org/v1.16/client-server-api/#get_matrixclientv3roomsroomidmessages
     """
     found: list[RoomMessage] = []
-    token = start
+    token, begins = start, start
     for _ in range(_PAGES):
         # Never more than is wanted: the token that comes back is behind the last event of a page.
         query = {"dir": "b", "limit": str(limit - len(found)), "filter": _FILTER}
@@ -52,11 +54,12 @@ async def read_messages(
                 "matrix", "what answered at HOMEROOM_MATRIX_URL does not speak Matrix"
             )
         found += [message for raw in chunk if (message := _message(raw))]
-        end = body.get("end")
+        told, end = body.get("start"), body.get("end")
+        begins = begins or (told if isinstance(told, str) else "")
         token = end if isinstance(end, str) and chunk and end != token else ""
         if not token or len(found) >= limit:
             break
-    return Messages(tuple(found), token)
+    return Messages(tuple(found), token, begins)
 
 
 def _message(raw: Any) -> RoomMessage | None:
