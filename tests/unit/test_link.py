@@ -75,6 +75,20 @@ async def test_an_answer_in_parts_that_are_no_list_is_an_answer() -> None:
         assert (await link.request("ask"))["type"] == "echo"
 
 
+@pytest.mark.parametrize("found", [None, 7, "x", {}, {"id": 7}, [7], [{}], [{"id": None}]])
+@pytest.mark.parametrize("missing", [True, False])
+async def test_an_answer_without_what_was_asked_for_is_none(found: Any, missing: bool) -> None:
+    async def answer(connection: ServerConnection, command: dict[str, Any]) -> None:
+        told = {} if missing else {"agents": found, "agent": found}
+        await tell(connection, type="answer", request_id=command["request_id"], **told)
+
+    async with server(answer) as url, Link.open(url, "") as link:
+        with pytest.raises(Unavailable, match="its answer to agent_list could not be read"):
+            await link.request("agent_list")
+        with pytest.raises(Uncertain, match="its answer to agent_create could not be read"):
+            await link.request("agent_create", key="Ada")
+
+
 async def test_a_server_that_reads_nothing_is_given_up_and_connected_to_again() -> None:
     stuck = asyncio.Event()
 

@@ -59,6 +59,20 @@ UNSCOPED: Scope = ("None", "None")
 
 log = logging.getLogger(__name__)
 
+_ANSWERS: dict[str, tuple[str, type, str]] = {
+    "agent_create": ("agent", dict, "id"),
+    "agent_retrieve": ("agent", dict, "id"),
+    "agent_update": ("agent", dict, "id"),
+    "agent_list": ("agents", list, "id"),
+    "conversation_create": ("conversation", dict, "id"),
+    "conversation_fork": ("conversation", dict, "id"),
+    "conversation_list": ("conversations", list, "id"),
+    "conversation_messages_list": ("messages", list, ""),
+    "list_memory": ("entries", list, "relative_path"),
+}
+"""Command -> where its answer has the thing asked for, whether that is one or a list of them, and
+the text that each of them must have."""
+
 
 def websocket_url(url: str) -> str:
     """The WebSocket address of an App Server named by any of http, https, ws and wss."""
@@ -124,7 +138,12 @@ class Link:
             self._entries.pop(request_id, None)
         if answered.get("type") == LOST:
             raise _lost(key, str(answered["reason"]))
-        return _checked(answered)
+        checked = _checked(answered)
+        if not _is_readable(kind, checked):
+            # It was carried out or not: what says so cannot be read.
+            log.warning("letta_answer_unreadable", extra={"command": kind})
+            raise _lost(key, f"its answer to {kind} could not be read")
+        return checked
 
     async def send(self, kind: str, **fields: Any) -> None:
         """Sends a command that has no answer.
@@ -278,6 +297,19 @@ def _checked(answer: Json) -> Json:
         # It did not take an input: its disk is slow, its list of inputs full, it is stopping.
         raise Unavailable("letta", reason, foreign=True)
     raise Rejected("letta", reason, foreign=True)
+
+
+def _is_readable(kind: str, answer: Json) -> bool:
+    """Whether the answer has the shape that all who send this command rely on."""
+    if kind not in _ANSWERS:
+        return True
+    field, shape, text = _ANSWERS[kind]
+    found = answer.get(field)
+    things = found if isinstance(found, list) else [found]
+    return isinstance(found, shape) and all(
+        isinstance(thing, dict) and (not text or isinstance(thing.get(text), str))
+        for thing in things
+    )
 
 
 def _lost(key: str, reason: str) -> Unavailable | Uncertain:
