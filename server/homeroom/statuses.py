@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Literal
 
 from homeroom.errors import Unavailable, Uncertain
-from homeroom.items import Decision, Item, ItemKind, NewItem, events_of
+from homeroom.items import Decision, Item, ItemKind, NewItem, Tell, events_of
 from homeroom.mailbox import Begin, Courier, Outcome
 from homeroom.model import Mapping, RoomEvent
 from homeroom.store import Decide
@@ -95,6 +95,11 @@ def cancel_statuses(item: Item) -> list[NewItem]:
     return statuses_of(item, word, "cancelled", "m.event_not_handled", "It was cancelled.")
 
 
+def telling_statuses(tell: Tell) -> Tell:
+    """``tell`` of what a person ended, which also says so in status events."""
+    return lambda item: [*tell(item), *cancel_statuses(item)]
+
+
 def drop_statuses(item: Item) -> list[NewItem]:
     """What follows from a person's ending a message that was given up. Pure."""
     word: Word = "FAIL_PERMANENT" if item.begun else "FAIL_RETRIABLE"
@@ -106,6 +111,9 @@ def with_statuses(decide: Decide) -> Decide:
 
     def decide_and_say(event: RoomEvent, mapping: Mapping, people_count: int) -> Decision:
         decision = decide(event, mapping, people_count)
+        if wish := decision.stops:
+            told = telling_statuses(wish.tell)
+            return replace(decision, stops=replace(wish, tell=told))
 
         def say(word: Word, reason: Reason, message: str = "") -> tuple[NewItem, ...]:
             args = (mapping.ghost, event.room_id, event.id, word, "decided", reason, message)
@@ -134,6 +142,9 @@ class StatusCourier:
     def __init__(self, courier: Courier) -> None:
         self._courier = courier
 
+    async def stop(self, item: Item) -> bool:
+        return await self._courier.stop(item)
+
     async def deliver(self, item: Item, begin: Begin) -> Outcome:
         outcome = await self._courier.deliver(item, begin)
         return replace(outcome, then=[*outcome.then, *statuses_of(item, "SUCCESS", "answered")])
@@ -150,3 +161,8 @@ class StatusCourier:
     def on_expired(self, item: Item) -> Sequence[NewItem]:
         said = statuses_of(item, "FAIL_RETRIABLE", "expired", "m.event_too_old", "Too late.")
         return [*self._courier.on_expired(item), *said]
+
+    def on_stopped(self, item: Item, *, delivered: bool, goes_on: bool) -> Sequence[NewItem]:
+        word: Word = "FAIL_PERMANENT" if delivered else "FAIL_RETRIABLE"
+        said = statuses_of(item, word, "stopped", "m.event_not_handled", "It was stopped.")
+        return [*self._courier.on_stopped(item, delivered=delivered, goes_on=goes_on), *said]

@@ -240,6 +240,18 @@ def m019_one_at_a_time_changes_a_memory_block(db: Database) -> None:
     )
 
 
+@migrations()
+def m020_what_is_under_way_can_be_stopped(db: Database) -> None:
+    for statement in (
+        "ALTER TABLE item ADD COLUMN stop_ms INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE item ADD COLUMN stop_who TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE item ADD COLUMN stop_reason TEXT NOT NULL DEFAULT ''",
+        "CREATE INDEX item_stopping ON item (stop_ms)"
+        " WHERE stop_ms > 0 AND state IN ('claimed', 'delivering')",
+    ):
+        db.conn.execute(statement)
+
+
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE lease (

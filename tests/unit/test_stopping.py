@@ -1,0 +1,298 @@
+"""What a person ends before it is done: which items that are, and what is told of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from homeroom.background import background
+from homeroom.chats import why_no_answer
+from homeroom.decide import chat_items, decide
+from homeroom.deliveries import Deliveries
+from homeroom.errors import Unavailable
+from homeroom.items import Item, ItemKind, ItemState
+from homeroom.letta import Letta
+from homeroom.mailbox import Mailbox
+from homeroom.model import (
+    AgentId,
+    Capabilities,
+    ConversationId,
+    EventId,
+    GhostId,
+    Mapping,
+    RoomEvent,
+    RoomId,
+    SyncBatch,
+    Turn,
+)
+from homeroom.relay import Relay
+from homeroom.residence import Claim
+from homeroom.room_commands import parse_command
+from homeroom.statuses import StatusCourier, with_statuses
+from homeroom.store import Store, open_store
+
+ROOM, CHAT = RoomId("!r:hs.test"), RoomId("!chat:hs.test")
+YOU = "@you:hs.test"
+HOMES = [
+    Mapping(
+        agent_id=AgentId(f"agent-{n}"), ghost=GhostId(f"@agent_{n}:hs.test"),
+        room_id=ROOM if n == 1 else RoomId("!other:hs.test"), agent_name=f"Agent{n}",
+    )
+    for n in (1, 2)
+]  # fmt: skip
+CAN_STOP = Capabilities(backend="app-server", version="", cancel=True, conversations=True)
+
+
+def is_ghost(user: str) -> bool:
+    return user.startswith("@agent_")
+
+
+judge = partial(decide, is_ghost=is_ghost, catch_up_ms=1000)
+
+
+def said(event_id: str, text: str = "x", *, late_ms: int = 0, room: RoomId = ROOM) -> RoomEvent:
+    content = {"msgtype": "m.text", "body": text}
+    return RoomEvent(
+        EventId(event_id), room, YOU, "m.room.message", content, 5, late_ms=late_ms
+    )  # fmt: skip
+
+
+class Bridge:
+    """A store whose events are heard, worked on step by step."""
+
+    def __init__(self, store: Store, fence: int, judge: Any) -> None:
+        self.store, self.fence, self._judge = store, fence, judge
+
+    async def hear(self, *events: RoomEvent) -> None:
+        await self.store.record_batch(SyncBatch("s", events), self._judge, is_ghost, self.fence)
+
+    async def claim(self, kind: ItemKind = ItemKind.TURN) -> Item:
+        item, _ = await self.store.claim([kind], self.fence)
+        assert item
+        return item
+
+    async def begin(self) -> Item:
+        """The next turn, whose delivery has begun."""
+        item = await self.claim()
+        await self.store.begin(item, self.fence)
+        return item
+
+    async def told(self, kind: ItemKind = ItemKind.POST) -> list[dict[str, Any]]:
+        """The contents of all that is to be posted, done."""
+        found = []
+        while (item := (await self.store.claim([kind], self.fence))[0]) is not None:
+            found.append(item.payload["content"])
+            done = {"event_id": f"$told{item.id}"}
+            await self.store.finish(item, ItemState.DONE, fence=self.fence, result=done)
+        return found
+
+    async def item_of(self, event_id: str) -> Item:
+        found = await self.store.find_delivery(event_id)
+        assert found and found.item
+        return found.item
+
+
+async def open_bridge(store: Store, judge: Any = judge) -> Bridge:
+    fence = (await store.take_lease("me", rank=1, ttl_ms=60_000)).fence
+    for home in HOMES:
+        await store.save_mapping(home, judge, fence)
+    return Bridge(store, fence, judge)
+
+
+def replied(content: dict[str, Any]) -> str:
+    return str(content["m.relates_to"]["m.in_reply_to"]["event_id"])
+
+
+class StubLetta:
+    """An agent that answers when it is stopped, and not before, if it can be at all."""
+
+    def __init__(self, capabilities: Capabilities = CAN_STOP) -> None:
+        self.capabilities = capabilities
+        self.cancelled: list[tuple[str, str | None]] = []
+        self.running, self._stopped = anyio.Event(), anyio.Event()
+        self.refusals = 1
+        """So often it does not know of the turn yet."""
+
+    async def open_conversation(self, *_: object) -> ConversationId:
+        return ConversationId("conv-1")
+
+    async def turn(self, *_: object, **__: object) -> Turn:
+        self.running.set()
+        await self._stopped.wait()
+        return Turn("half an answer", "cancelled")
+
+    async def cancel(self, agent_id: AgentId, conversation: ConversationId | None) -> bool:
+        self.cancelled.append((agent_id, conversation))
+        if len(self.cancelled) <= self.refusals:
+            raise Unavailable("letta", "busy")
+        self._stopped.set()
+        return True
+
+
+async def stop_at_work(bridge: Bridge, letta: StubLetta, *, statuses: bool = False) -> None:
+    """Has the bridge work until a turn runs, has "!stop" written, and waits for the turn's end."""
+
+    async def get_letta() -> Letta:
+        return letta  # type: ignore[return-value]
+
+    async with anyio.create_task_group() as group:
+        relay = Relay(
+            bridge.store, get_letta, nobody, group, fence=bridge.fence,
+            on_progress=lambda *_: None,
+        )  # fmt: skip
+        courier = StatusCourier(relay) if statuses else relay
+        run = partial(
+            Mailbox(bridge.store).run_worker, courier, fence=bridge.fence,
+            in_flight={ItemKind.TURN: 4},
+        )  # fmt: skip
+        async with background(run):
+            with anyio.fail_after(20):
+                await letta.running.wait()
+                await bridge.hear(said("$stop", "!stop"))
+                await Mailbox(bridge.store).wait_ended((await bridge.item_of("$1")).id, 20)
+        group.cancel_scope.cancel()
+
+
+async def nobody() -> Any:
+    raise Unavailable("matrix", "there is none here")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("!stop", False), ("  !STOP \n", False), ("!stop  All", True), ("!stop now", None)],
+)
+def test_only_a_message_that_is_the_command_to_the_letter_stops(
+    text: str, expected: bool | None
+) -> None:
+    command = parse_command(text, YOU)
+    assert (command and command.waiting_too) is expected
+
+
+async def test_the_agent_leaves_off_and_the_room_is_told_who_stopped_it(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        bridge, letta = await open_bridge(store, with_statuses(judge)), StubLetta()
+        await bridge.hear(said("$1"))
+        await stop_at_work(bridge, letta, statuses=True)
+        assert letta.cancelled == [("agent-1", "conv-1")] * 2, "until Letta knows of the turn"
+        item = await bridge.item_of("$1")
+        assert (item.state, item.reason) == (ItemState.CANCELLED, f"{YOU} wrote !stop")
+        (notice,) = await bridge.told()
+        assert replied(notice) == "$1" and notice["msgtype"] == "m.notice"
+        assert f"{YOU} stopped me" in notice["body"] and "may have happened." in notice["body"]
+        assert "Letta could not" not in notice["body"] and "half" not in notice["body"]
+        statuses = [content["status"] for content in await bridge.told(ItemKind.STATUS)]
+        assert statuses == ["PENDING", "FAIL_PERMANENT"]
+        story = await Deliveries(store).explain("$1")
+        steps = [step.text for step in story.steps]
+        assert story.state == "cancelled" and "may have happened" in story.now
+        assert f"Stopped: {YOU} wrote !stop" in steps
+        assert f"It was to be stopped from here on: {YOU} wrote !stop." in steps
+        assert any(step.startswith("The notice that it was stopped was posted") for step in steps)
+        asked = await Deliveries(store).explain("$stop")
+        assert "what the agent does here is stopped" in asked.steps[-1].text
+
+
+async def test_what_letta_cannot_stop_is_broken_off_and_the_room_is_told_so(
+    tmp_path: Path,
+) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        bridge, letta = await open_bridge(store), StubLetta(replace(CAN_STOP, cancel=False))
+        await bridge.hear(said("$1"))
+        await stop_at_work(bridge, letta)
+        assert letta.cancelled == []
+        (notice,) = await bridge.told()
+        assert "Letta could not stop it" in notice["body"]
+
+
+async def test_what_waits_is_left_alone_unless_all_shall_end(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        bridge = await open_bridge(store, with_statuses(judge))
+        await bridge.hear(said("$1"), said("$2"))
+        await bridge.begin()
+        await bridge.hear(said("$stop", "!stop"))
+        assert (await bridge.item_of("$1")).stop and not (await bridge.item_of("$2")).stop
+        now = (await Deliveries(store).explain("$1")).now
+        assert now == "It is being stopped, as a person wants; there will be no answer."
+        await bridge.hear(said("$all", "!stop all"))
+        assert (await bridge.item_of("$2")).state is ItemState.CANCELLED
+        (notice,) = await bridge.told()
+        assert replied(notice) == "$2" and f"was cancelled by {YOU}" in notice["body"]
+        words = [(c["m.relates_to"]["event_id"], c["status"]) for c in await bridge.told(
+            ItemKind.STATUS
+        )]  # fmt: skip
+        assert words[-1] == ("$2", "FAIL_RETRIABLE") and len(words) == 3
+
+
+@pytest.mark.parametrize(("text", "waits"), [("!stop", True), ("!stop all", False)])
+async def test_where_nothing_is_under_way_the_room_is_told_that(
+    tmp_path: Path, text: str, waits: bool
+) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        bridge = await open_bridge(store)
+        if waits:
+            await bridge.hear(said("$1"))
+        # Nor is such a word kept for later, however late it came.
+        await bridge.hear(said("$stop", text, late_ms=5_000))
+        (notice,) = await bridge.told()
+        assert replied(notice) == "$stop" and "not working on anything" in notice["body"]
+        assert ("!stop all ends that" in notice["body"]) is waits
+        assert await store.count_held() == {}
+        if waits:
+            assert (await bridge.item_of("$1")).state is ItemState.WAITING
+
+
+async def test_a_turn_that_was_put_off_counts_as_under_way(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        bridge = await open_bridge(store)
+        await bridge.hear(said("$1"), said("$2"))
+        item = await bridge.begin()
+        await store.retry(
+            item, fence=bridge.fence, delay_ms=9_000, reason="away", delivered=False
+        )  # fmt: skip
+        await bridge.hear(said("$stop", "!stop"))
+        assert (await bridge.item_of("$1")).state is ItemState.CANCELLED
+        assert (await bridge.claim()).payload["event_id"] == "$2"
+        (notice,) = await bridge.told()
+        assert replied(notice) == "$1" and notice["body"].endswith("It was not delivered.")
+
+
+async def test_in_a_room_of_several_agents_all_of_them_leave_off_and_no_others(
+    tmp_path: Path,
+) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        bridge = await open_bridge(store)
+        for home in HOMES:
+            claim = Claim(CHAT, home.agent_id, invited_by=YOU)
+            await store.open_claim(claim, bridge.fence)
+            await store.settle_claim_open(claim, 1, judge, bridge.fence)
+        await bridge.hear(
+            said("$1", "Agent1: x", room=CHAT), said("$2", "Agent2: x", room=CHAT), said("$home")
+        )
+        for _ in range(3):
+            await bridge.begin()
+        await bridge.hear(said("$stop", "!stop", room=CHAT))
+        stopped = [bool((await bridge.item_of(name)).stop) for name in ("$1", "$2", "$home")]
+        assert stopped == [True, True, False]
+        assert await bridge.told() == []
+
+
+async def test_whoever_waits_for_the_answer_to_a_chat_learns_what_to_do(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        bridge = await open_bridge(store)
+        chat = chat_items(HOMES[0].agent_id, HOMES[0], "x", client="Desk", mirror=True, key="k")
+        (reply_id, _) = await store.put(chat)
+        item = await bridge.begin()
+        await bridge.hear(said("$stop", "!stop"))
+        with pytest.raises(Exception, match="stopped"):
+            await store.finish(item, ItemState.DONE, fence=bridge.fence, result={"text": "late"})
+        await store.finish(
+            item, ItemState.CANCELLED, fence=bridge.fence, reason=f"{YOU} wrote !stop"
+        )  # fmt: skip
+        why = why_no_answer(await store.get_item(reply_id))
+        assert "no answer comes" in why and "may have happened" in why and "Do not resend" in why
+        assert why.endswith(f"{YOU} wrote !stop")
