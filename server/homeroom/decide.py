@@ -362,10 +362,30 @@ def _who_ended(item: Item) -> str:
 
 
 def drop_notices(item: Item) -> list[NewItem]:
-    """What a room is told when a person has ended a message of it that was given up. Pure."""
+    """What a room is told when a person has ended a message of it, or a part of an answer, that was
+    given up. Pure."""
+    if item.kind is ItemKind.POST:
+        return _drop_post_notices(item)
     how = "It may have been delivered." if item.begun else "It was not delivered."
     what = f"was dropped by whoever runs this Homeroom, and will not be answered. {how}"
     return turn_notices(item, "dropped", "🗑️", what)
+
+
+def _drop_post_notices(item: Item) -> list[NewItem]:
+    """Of all posts an answer alone is waited for. It could not be posted, so perhaps nothing can:
+    then nobody need decide about this notice, too."""
+    payload = item.payload
+    if not item.dedupe_key.startswith("reply:"):
+        return []
+    how = "It may have been posted." if item.begun else "It was not posted."
+    relation = payload["content"].get("m.relates_to", {})
+    notice = notice_item(
+        payload["ghost"], payload["room_id"], relation.get("m.in_reply_to", {}).get("event_id"),
+        f"🗑️ I had an answer here that was dropped by whoever runs this Homeroom. {how}",
+        dedupe_key=item.dedupe_key.replace("reply:", "dropped:", 1),
+        thread=relation.get("event_id"),
+    )  # fmt: skip
+    return [replace(notice, payload={**notice.payload, "if_possible": True})]
 
 
 def _refuse_retired(event: RoomEvent, mapping: Mapping, thread: str | None) -> Decision:

@@ -264,11 +264,15 @@ def _steps_of_post(post: Item, changes: tuple[Change, ...]) -> list[Step]:
         match change.state:
             case ItemState.WAITING if number:
                 steps.append(Step(change.at_ms, f"{name} was not posted. {_put_off(change)}"))
+            case ItemState.DONE if left_out := (post.result or {}).get("left_out"):
+                steps.append(Step(change.at_ms, f"{name} was left out: {left_out}."))
             case ItemState.DONE:
                 event_id = (post.result or {}).get("event_id", "an unknown event")
                 steps.append(Step(change.at_ms, f"{name} was posted in {room} as {event_id}."))
             case ItemState.PARKED:
                 steps.append(Step(change.at_ms, f"{name} could not be posted: {change.reason}"))
+            case ItemState.CANCELLED:
+                steps.append(Step(change.at_ms, f"{name} was dropped: {change.reason}"))
             case _:
                 pass
     return steps
@@ -342,6 +346,8 @@ def _standing(of: Delivery) -> tuple[StoryState, str]:
     on_the_way = [post for post in answers if not post.state.has_ended]
     if stuck:
         return "parked", f"The agent answered; its answer, item {stuck[0].id}, was given up."
+    if any(post.state is ItemState.CANCELLED for post in answers):
+        return "cancelled", "The agent answered; its answer was dropped by a person."
     if on_the_way:
         return "working", "The agent answered, and its answer is on the way to the room."
     return "answered", "It was answered."

@@ -145,6 +145,8 @@ class Relay:
             )  # fmt: skip
         except Rejected as refusal:
             if refusal.code not in OUR_FAULT:
+                if item.payload.get("if_possible"):
+                    return Outcome({"event_id": "", "left_out": refusal.reason})
                 raise
             raise Unavailable("matrix", refusal.reason) from refusal
         finally:

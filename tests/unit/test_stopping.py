@@ -14,8 +14,8 @@ from homeroom.background import background
 from homeroom.chats import why_no_answer
 from homeroom.decide import chat_items, decide
 from homeroom.deliveries import Deliveries
-from homeroom.errors import Unavailable
-from homeroom.items import Item, ItemKind, ItemState
+from homeroom.errors import Rejected, Unavailable
+from homeroom.items import Item, ItemKind, ItemState, NewItem
 from homeroom.letta import Letta
 from homeroom.mailbox import Mailbox
 from homeroom.model import (
@@ -30,6 +30,7 @@ from homeroom.model import (
     SyncBatch,
     Turn,
 )
+from homeroom.posts import text_items
 from homeroom.relay import Relay
 from homeroom.residence import Claim
 from homeroom.room_commands import parse_command
@@ -296,3 +297,77 @@ async def test_whoever_waits_for_the_answer_to_a_chat_learns_what_to_do(tmp_path
         why = why_no_answer(await store.get_item(reply_id))
         assert "no answer comes" in why and "may have happened" in why and "Do not resend" in why
         assert why.endswith(f"{YOU} wrote !stop")
+
+
+# --- an answer that could not be posted -----------------------------------------------------------
+
+
+def answer(turn: Item, **place: Any) -> NewItem:
+    return text_items(HOMES[0].ghost, ROOM, "hi", f"reply:{turn.id}", **place)[0]
+
+
+async def dropped_answer(bridge: Bridge) -> Item:
+    """An answer, in a thread, that was given up and is then dropped."""
+    await bridge.hear(said("$1"))
+    turn = await bridge.begin()
+    reply = answer(turn, reply_to="$1", thread="$thread")
+    await bridge.store.finish(turn, ItemState.DONE, fence=bridge.fence, then=[reply])
+    post = await bridge.claim(ItemKind.POST)
+    await bridge.store.finish(
+        post, ItemState.PARKED, fence=bridge.fence, reason="no", delivered=False
+    )  # fmt: skip
+    await Deliveries(bridge.store).drop(post.id, "too late")
+    return post
+
+
+async def test_whoever_waits_for_an_answer_that_is_dropped_is_told(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        bridge = await open_bridge(store)
+        await dropped_answer(bridge)
+        (notice,) = await bridge.told()
+        assert replied(notice) == "$1" and notice["m.relates_to"]["event_id"] == "$thread"
+        assert "was dropped" in notice["body"] and notice["body"].endswith("It was not posted.")
+        story = await Deliveries(store).explain("$1")
+        steps = [step.text for step in story.steps]
+        assert "The answer was dropped: too late" in steps
+        assert any("The notice that it was dropped was posted" in step for step in steps)
+        assert story.state == "cancelled" and "its answer was dropped" in story.now
+
+
+async def test_where_no_notice_can_be_posted_either_nobody_need_decide_about_it(
+    tmp_path: Path,
+) -> None:
+    class Closed:
+        async def post(self, *_: object, **__: object) -> str:
+            raise Rejected("matrix", "you are banned", "M_FORBIDDEN")
+
+    async def get_matrix() -> Any:
+        return Closed()
+
+    async with open_store(tmp_path / "s.db") as store:
+        bridge = await open_bridge(store)
+        await dropped_answer(bridge)
+        async with anyio.create_task_group() as group:
+            relay = Relay(
+                store, nobody, get_matrix, group, fence=bridge.fence, on_progress=lambda *_: None
+            )  # fmt: skip
+            run = partial(
+                Mailbox(store).run_worker, relay, fence=bridge.fence, in_flight={ItemKind.POST: 1}
+            )  # fmt: skip
+            async with background(run):
+                with anyio.fail_after(20):
+                    while (counts := await store.count_items()).get("done") != 2:
+                        await store.wait_changed(5)
+        assert counts.get("parked", 0) == 0 and counts["cancelled"] == 1
+        steps = [step.text for step in (await Deliveries(store).explain("$1")).steps]
+        assert "The notice that it was dropped was left out: you are banned." in steps
+
+
+async def test_that_a_notice_was_dropped_is_told_to_nobody(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        bridge = await open_bridge(store)
+        await bridge.hear(said("$stop", "!stop"))
+        notice = await bridge.claim(ItemKind.POST)
+        await store.finish(notice, ItemState.PARKED, fence=bridge.fence, reason="no")
+        await Deliveries(store).drop(notice.id, "enough")
+        assert await bridge.told() == []
