@@ -330,6 +330,8 @@ class Decision:
     """People who ask to be invited again wherever they are not."""
     if_full: tuple[NewItem, ...] = ()
     """Instead of ``items``, where too many turns wait on their lane already."""
+    if_held: tuple[NewItem, ...] = ()
+    """Instead of ``items``, where it came late and is held because too many turns wait already."""
 
 
 @dataclass(frozen=True, slots=True)

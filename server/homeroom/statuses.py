@@ -38,6 +38,7 @@ Reason = Literal[
     "com.beeper.undecryptable_event",
 ]
 
+_HELD = "Too many came while nobody listened; !catchup helps."
 _REFUSED: dict[str, tuple[Word, Reason, str]] = {
     "not text": (
         "FAIL_PERMANENT",
@@ -127,6 +128,7 @@ def with_statuses(decide: Decide) -> Decide:
                     *decision.if_full,
                     *say("FAIL_RETRIABLE", "m.event_not_handled", "Too many messages wait."),
                 ),
+                if_held=(*decision.if_held, *say("PENDING", "m.event_too_old", _HELD)),
             )
         refusal = _REFUSED.get(decision.outcome.partition(":")[0])
         if refusal and (decision.items or decision.held):

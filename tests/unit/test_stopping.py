@@ -15,7 +15,7 @@ from homeroom.chats import why_no_answer
 from homeroom.decide import chat_items, decide
 from homeroom.deliveries import Deliveries
 from homeroom.errors import Rejected, Unavailable
-from homeroom.items import Item, ItemKind, ItemState, NewItem
+from homeroom.items import Decision, Item, ItemKind, ItemState, NewItem
 from homeroom.letta import Letta
 from homeroom.mailbox import Mailbox
 from homeroom.model import (
@@ -371,3 +371,23 @@ async def test_that_a_notice_was_dropped_is_told_to_nobody(tmp_path: Path) -> No
         await store.finish(notice, ItemState.PARKED, fence=bridge.fence, reason="no")
         await Deliveries(store).drop(notice.id, "enough")
         assert await bridge.told() == []
+
+
+# --- what is held for want of room ----------------------------------------------------------------
+
+
+async def test_a_late_message_that_finds_its_lane_full_has_a_status_like_others_that_wait(
+    tmp_path: Path,
+) -> None:
+    async with open_store(tmp_path / "s.db", max_waiting=1) as store:
+        bridge = await open_bridge(store, with_statuses(judge))
+        await bridge.hear(said("$1", late_ms=5), said("$2", late_ms=5), said("$3", late_ms=5))
+        assert await store.count_held() == {ROOM: 2}
+        found = {
+            c["m.relates_to"]["event_id"]: (c["status"], c.get("reason"))
+            for c in await bridge.told(ItemKind.STATUS)
+        }
+        held = ("PENDING", "m.event_too_old")
+        assert found == {"$1": ("PENDING", None), "$2": held, "$3": held}
+        decision: Decision = with_statuses(judge)(said("$4"), HOMES[0], 1)
+        assert [item.kind for item in decision.if_held] == [ItemKind.STATUS]

@@ -183,7 +183,7 @@ class Routing(Claims, Stops):
                 limit = reached[0]
                 full = f"{limit.most} messages are waiting for {limit.whose}"
                 decisions[number] = (
-                    Decision(f"{_TOO_MANY}: {full}", held=True)
+                    Decision(f"{_TOO_MANY}: {full}", decision.if_held, held=True)
                     if is_late
                     else Decision(f"refused: {full}", decision.if_full)
                 )
@@ -193,7 +193,7 @@ class Routing(Claims, Stops):
                 and self._is_backlog_held(seq)
             ):
                 why = f"{_TOO_MANY}: others before it had to be left for later"
-                decisions[number] = Decision(why, held=True)
+                decisions[number] = Decision(why, decision.if_held, held=True)
         items = [item for decision in decisions for item in decision.items]
         # Of several agents those count that it was for.
         said = next(
