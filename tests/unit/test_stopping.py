@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -208,6 +209,37 @@ async def test_what_letta_cannot_stop_is_broken_off_and_the_room_is_told_so(
         assert letta.cancelled == []
         (notice,) = await bridge.told()
         assert "Letta could not stop it" in notice["body"]
+
+
+async def test_a_letta_that_stays_away_does_not_hold_up_what_shall_end(tmp_path: Path) -> None:
+    async def away() -> Letta:
+        raise Unavailable("letta", "away")
+
+    # By the store's clock the wish is two minutes old when the worker has it in hand.
+    def ago() -> int:
+        return int(time.time() * 1000) - 120_000
+
+    async with open_store(tmp_path / "s.db", now_ms=ago) as store:
+        bridge = await open_bridge(store)
+        await bridge.hear(said("$1"))
+        item = await bridge.begin()
+        await store.retry(
+            item, fence=bridge.fence, delay_ms=3_600_000, reason="lost", delivered=True
+        )  # fmt: skip
+        await bridge.hear(said("$stop", "!stop"))
+        async with anyio.create_task_group() as group:
+            relay = Relay(
+                store, away, nobody, group, fence=bridge.fence, on_progress=lambda *_: None
+            )  # fmt: skip
+            run = partial(
+                Mailbox(store).run_worker, relay, fence=bridge.fence, in_flight={ItemKind.TURN: 1}
+            )  # fmt: skip
+            async with background(run):
+                ended = await Mailbox(store).wait_ended(item.id, 20)
+            group.cancel_scope.cancel()
+        assert ended.state is ItemState.CANCELLED and ended.begun
+        (notice,) = await bridge.told()
+        assert replied(notice) == "$1" and "Letta could not stop it" in notice["body"]
 
 
 async def test_what_waits_is_left_alone_unless_all_shall_end(tmp_path: Path) -> None:
