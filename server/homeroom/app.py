@@ -20,7 +20,7 @@ import anyio
 from homeroom.asking import Asking, Question
 from homeroom.background import background
 from homeroom.bridge import Bridge
-from homeroom.chats import LOCAL_CALLER, is_chat_of
+from homeroom.chats import LOCAL_CALLER, is_chat_of, why_no_answer
 from homeroom.config import Config
 from homeroom.deliveries import Deliveries
 from homeroom.directory import Directory
@@ -323,7 +323,7 @@ class App:
             else "pending",
             agent_id=item.payload["agent_id"],
             reply=str(result.get("text", "")),
-            reason=item.reason if item.state is not ItemState.DONE else "",
+            reason=why_no_answer(item),
             place_in_lane=0 if ended else await self._mailbox.place_in_lane(item),
         )
 

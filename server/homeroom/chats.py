@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import replace
 
-from homeroom.items import Item, ItemKind, NewItem
+from homeroom.items import Item, ItemKind, ItemState, NewItem
 
 LOCAL_CALLER = "local"
 """Whoever needs no token: the processes of the one user who can read the store."""
@@ -33,6 +33,20 @@ def is_chat(item: Item) -> bool:
 def is_chat_of(item: Item, caller: str) -> bool:
     """Whether ``item`` is a message that ``caller`` sent through a tool."""
     return is_chat(item) and owner_of(str(item.payload.get("caller") or "")) == owner_of(caller)
+
+
+def why_no_answer(item: Item) -> str:
+    """Why a chat has no answer, or none yet, and what to do where that is not to wait; empty for
+    one that has."""
+    if item.state is ItemState.DONE:
+        return ""
+    if item.state is not ItemState.CANCELLED:
+        return item.reason
+    did = "What the agent had done for it may have happened" if item.begun else "It was not sent"
+    return (
+        f"A person ended this message, so no answer comes. {did}. Do not resend it by yourself; ask"
+        f" whether it is still wanted. They said: {item.reason}"
+    )
 
 
 def chat_key(caller: str, idempotency_key: str, fallback: str) -> str:

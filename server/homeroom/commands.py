@@ -58,9 +58,8 @@ def add_commands(
     @click.option("--reason", default="a person cancelled it", help="For whoever asks later.")
     @config_option
     def cancel(event_or_item: str, reason: str, config_path: Path | None) -> int:
-        """End a message that still waits; its room is told."""
-        item_id = anyio.run(_cancel, start(config_path), event_or_item, reason)
-        click.echo(f"{item_id} is cancelled")
+        """End a message that waits, or stop the agent that works on it; its room is told."""
+        click.echo(anyio.run(_cancel, start(config_path), event_or_item, reason))
         return 0
 
     @cli.command()
@@ -131,7 +130,12 @@ async def _deliveries(config: Config) -> AsyncIterator[Deliveries]:
 
 async def _cancel(config: Config, name: str, reason: str) -> str:
     async with _deliveries(config) as deliveries:
-        return await deliveries.cancel(name, reason)
+        item = await deliveries.cancel(name, reason)
+    if not item.state.has_ended:
+        return f"{item.id} is to be stopped: it is as soon as whoever runs the bridge can"
+    if item.begun:
+        return f"{item.id} is stopped; what the agent had already done for it may have happened"
+    return f"{item.id} is cancelled"
 
 
 async def _tail(config: Config, last: int) -> None:

@@ -13,12 +13,29 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from homeroom.addressing import addressed, how_to_address
-from homeroom.items import Decision, Item, ItemKind, NewItem, Origin, Priority, lane_of_turns
+from homeroom.items import (
+    Decision,
+    Item,
+    ItemKind,
+    NewItem,
+    Origin,
+    Priority,
+    StopWish,
+    lane_of_turns,
+)
 from homeroom.model import AgentId, EventId, Json, Mapping, RoomEvent
 from homeroom.pauses import asker, resumed_items
 from homeroom.posts import notice_item, plain_label, text_items
 from homeroom.residence import Guest
-from homeroom.room_commands import CATCH_UP, HELP_TEXT, Command, answer_invite, parse_command
+from homeroom.room_commands import (
+    CATCH_UP,
+    HELP_TEXT,
+    STOP,
+    STOP_ALL,
+    Command,
+    answer_invite,
+    parse_command,
+)
 from homeroom.times import utc_text
 
 __all__ = [
@@ -61,7 +78,8 @@ def decide(
         return Decision("too old: what was answered then is not known any more")
     decision = _decide_on_time(event, mapping, people_count, people)
     # A command is not caught up on, and of the retired nobody is there to.
-    at_once = decision.releases_held or decision.resumes or mapping.retired
+    orders = decision.releases_held or decision.resumes or decision.stops
+    at_once = orders or mapping.retired
     if decision.items and event.late_ms > catch_up_ms and not at_once:
         late = f"it had been there for {_duration(event.late_ms)} when it was first seen"
         return Decision(f"too late: {late}", held=True)
@@ -200,6 +218,16 @@ def _obey(
         return Decision(
             "command: messages between agents go on", (notice(nothing),), resumes=resumed_items
         )
+    if command.kind == "stop":
+        rest = (
+            "" if command.waiting_too else f" What waits is left alone: {STOP_ALL} ends that, too."
+        )
+        wrote = f"{event.sender} wrote {STOP_ALL if command.waiting_too else STOP}"
+        return Decision(
+            "command: what the agent does here is stopped",
+            (notice(f"I am not working on anything here.{rest}"),),
+            stops=StopWish(event.sender, wrote, command.waiting_too, cancel_notices),
+        )  # fmt: skip
     said, is_allowed = answer_invite(command, event.sender, people)
     outcome = "command: somebody is invited again" if is_allowed else f"command refused: {said}"
     return Decision(outcome, (notice(said),), asks=(command.person,) if is_allowed else ())
@@ -309,16 +337,55 @@ def replay_notices(item: Item) -> list[NewItem]:
 
 
 def cancel_notices(item: Item) -> list[NewItem]:
-    """What a room is told when a person has ended a message of it that waited. Pure."""
-    how = "It may have been delivered before." if item.begun else "It was not delivered."
-    return turn_notices(item, "cancelled", "🚫", f"was cancelled by whoever runs this. {how}")
+    """What a room is told when a person has ended a message of it that had not begun. Pure."""
+    text = f"was cancelled by {_who_ended(item)}. It was not delivered."
+    return turn_notices(item, "cancelled", "🚫", text)
+
+
+def stop_notices(item: Item, *, goes_on: bool) -> list[NewItem]:
+    """What a room is told when a person has stopped the agent in the middle of a turn. Pure.
+
+    ``goes_on``: the agent's server could not be made to stop, as far as is known.
+    """
+    text = (
+        f"is not answered: {_who_ended(item)} stopped me. What I had already done for it may have"
+    )
+    text += " happened."
+    if goes_on:
+        text += " Letta could not stop it, so I may go on with it; what I say then is not posted."
+    return turn_notices(item, "stopped", "🛑", text)
+
+
+def _who_ended(item: Item) -> str:
+    who = re.sub(r"[^\w@:.=/+-]", "", item.stop.who if item.stop else "")
+    return who[:255] or "whoever runs this Homeroom"
 
 
 def drop_notices(item: Item) -> list[NewItem]:
-    """What a room is told when a person has ended a message of it that was given up. Pure."""
+    """What a room is told when a person has ended a message of it, or a part of an answer, that was
+    given up. Pure."""
+    if item.kind is ItemKind.POST:
+        return _drop_post_notices(item)
     how = "It may have been delivered." if item.begun else "It was not delivered."
     what = f"was dropped by whoever runs this Homeroom, and will not be answered. {how}"
     return turn_notices(item, "dropped", "🗑️", what)
+
+
+def _drop_post_notices(item: Item) -> list[NewItem]:
+    """Of all posts an answer alone is waited for. It could not be posted, so perhaps nothing can:
+    then nobody need decide about this notice, too."""
+    payload = item.payload
+    if not item.dedupe_key.startswith("reply:"):
+        return []
+    how = "It may have been posted." if item.begun else "It was not posted."
+    relation = payload["content"].get("m.relates_to", {})
+    notice = notice_item(
+        payload["ghost"], payload["room_id"], relation.get("m.in_reply_to", {}).get("event_id"),
+        f"🗑️ I had an answer here that was dropped by whoever runs this Homeroom. {how}",
+        dedupe_key=item.dedupe_key.replace("reply:", "dropped:", 1),
+        thread=relation.get("event_id"),
+    )  # fmt: skip
+    return [replace(notice, payload={**notice.payload, "if_possible": True})]
 
 
 def _refuse_retired(event: RoomEvent, mapping: Mapping, thread: str | None) -> Decision:

@@ -17,6 +17,7 @@ from homeroom.decide import CATCH_UP, cancel_notices, drop_notices, replay_notic
 from homeroom.errors import Misuse, NotFound
 from homeroom.items import (
     JOINED,
+    STOP_ASKED,
     CaughtUp,
     Change,
     Delivery,
@@ -33,9 +34,9 @@ from homeroom.items import (
     StoryState,
     events_of,
 )
-from homeroom.mailbox import POST_KEY_KEPT_S
+from homeroom.mailbox import POST_KEY_KEPT_S, Mailbox
 from homeroom.model import ItemId, Json, RoomId
-from homeroom.statuses import cancel_statuses, drop_statuses
+from homeroom.statuses import drop_statuses, telling_statuses
 from homeroom.store import Store
 from homeroom.times import utc_text
 
@@ -46,6 +47,8 @@ WHAT_IDS_LOOK_LIKE = (
 )
 CATCH_UP_WAIT_S = 10.0
 """How long whoever asks for old messages waits to hear how many are answered now."""
+STOP_WAIT_S = 10.0
+"""How long whoever has a turn stopped waits to hear that it is; it mostly takes less than one."""
 _FOLLOWED_AT_ONCE = 200
 _PARKED_AT_ONCE = 100
 _ANSWER = "answer"
@@ -121,20 +124,20 @@ class Deliveries:
         answer = await self._store.wait_for(partial(self._store.find_errand_answer, errand), wait_s)
         return CaughtUp(**json.loads(answer)) if answer is not None else None
 
-    async def cancel(self, name: str, reason: str) -> str:
-        """Ends the item, or the item of the event, ``name`` while it waits. Returns its id.
+    async def cancel(self, name: str, reason: str, wait_s: float = STOP_WAIT_S) -> Item:
+        """Ends the item, or the item of the event, ``name``: at once if it has not begun, else by
+        whichever process runs the bridge, which stops the agent. Its room is told.
 
-        Its room is told. Raises NotFound, and Misuse if it does not wait (any more).
+        Returns it as it then is: still open if that took longer than ``wait_s``; it ends all the
+        same, when a process runs the bridge. Raises NotFound, and Misuse if it has ended.
         """
         name = name.strip()
         found = await self._store.find_delivery(name)
         if found is None or found.item is None:
             raise NotFound("item", name[:80], advice="`homeroom tail` shows ids.")
-        return (await self._store.cancel(found.item.id, reason, self._cancelled)).id
-
-    def _cancelled(self, item: Item) -> list[NewItem]:
-        said = cancel_statuses(item) if self._status_events else []
-        return [*cancel_notices(item), *said]
+        tell = telling_statuses(cancel_notices) if self._status_events else cancel_notices
+        item = await self._store.cancel(found.item.id, reason, tell)
+        return await Mailbox(self._store).wait_ended(item.id, wait_s)
 
     async def follow(self, last: int) -> AsyncIterator[Moved]:
         """The newest ``last`` changes of items and then each further one, for ever, in order."""
@@ -231,6 +234,10 @@ def _steps_of_item(item: Item, changes: tuple[Change, ...]) -> list[Step]:
         asked_by = f" from agent {sender} (hop {payload['hop']} between agents)"
     steps, attempts = [], 0
     for number, change in enumerate(changes):
+        if change.reason.startswith(STOP_ASKED):
+            why = change.reason.removeprefix(STOP_ASKED)
+            steps.append(Step(change.at_ms, f"It was to be stopped from here on: {why}."))
+            continue
         match change.state:
             case ItemState.WAITING if number == 0:
                 text = f"Accepted{asked_by} for {whom} as item {item.id}."
@@ -239,7 +246,7 @@ def _steps_of_item(item: Item, changes: tuple[Change, ...]) -> list[Step]:
             case ItemState.WAITING:
                 text = _put_off(change)
             case ItemState.CANCELLED:
-                text = f"Dropped: {change.reason}"
+                text = f"{'Stopped' if _was_stopped(item) else 'Dropped'}: {change.reason}"
             case ItemState.EXPIRED:
                 text = f"Expired: {change.reason}."
             case ItemState.CLAIMED:
@@ -257,6 +264,11 @@ def _steps_of_item(item: Item, changes: tuple[Change, ...]) -> list[Step]:
     return steps
 
 
+def _was_stopped(item: Item) -> bool:
+    """Whether a person has ended, or wants to end, a turn that had begun."""
+    return item.stop is not None and (item.begun or not item.state.has_ended)
+
+
 def _steps_of_post(post: Item, changes: tuple[Change, ...]) -> list[Step]:
     name = f"The {_what_post(post)}"
     room = post.payload["room_id"]
@@ -265,11 +277,15 @@ def _steps_of_post(post: Item, changes: tuple[Change, ...]) -> list[Step]:
         match change.state:
             case ItemState.WAITING if number:
                 steps.append(Step(change.at_ms, f"{name} was not posted. {_put_off(change)}"))
+            case ItemState.DONE if left_out := (post.result or {}).get("left_out"):
+                steps.append(Step(change.at_ms, f"{name} was left out: {left_out}."))
             case ItemState.DONE:
                 event_id = (post.result or {}).get("event_id", "an unknown event")
                 steps.append(Step(change.at_ms, f"{name} was posted in {room} as {event_id}."))
             case ItemState.PARKED:
                 steps.append(Step(change.at_ms, f"{name} could not be posted: {change.reason}"))
+            case ItemState.CANCELLED:
+                steps.append(Step(change.at_ms, f"{name} was dropped: {change.reason}"))
             case _:
                 pass
     return steps
@@ -284,6 +300,7 @@ def _what_post(post: Item) -> str:
         "replay": "notice that it is taken up again",
         "expired": "notice that its time was up",
         "cancelled": "notice that it was cancelled",
+        "stopped": "notice that it was stopped",
         "dropped": "notice that it was dropped",
         "status": "status",
     }
@@ -313,6 +330,8 @@ def _standing(of: Delivery) -> tuple[StoryState, str]:
         return "ignored", "It was decided not to relay it, and it will not be."
     if item.state is ItemState.EXPIRED:
         return "expired", "Its time was up before it could be delivered; there will be no answer."
+    if item.stop and not item.state.has_ended:
+        return "working", "It is being stopped, as a person wants; there will be no answer."
     if item.state is ItemState.WAITING:
         ahead = f"{of.place} earlier ones of its lane come first" if of.place else "it is next"
         return "waiting", f"It waits; {ahead}."
@@ -327,6 +346,11 @@ def _standing(of: Delivery) -> tuple[StoryState, str]:
             f" `homeroom parked drop {item.id}`."
         )
     if item.state is ItemState.CANCELLED:
+        if _was_stopped(item):
+            return "cancelled", (
+                "It was stopped by a person, and there will be no answer. What the agent had"
+                " already done for it may have happened."
+            )
         return "cancelled", "It was dropped by a person, and there will be no answer."
     if item.kind is not ItemKind.TURN:
         return "posted", "What followed from it was posted."
@@ -335,6 +359,8 @@ def _standing(of: Delivery) -> tuple[StoryState, str]:
     on_the_way = [post for post in answers if not post.state.has_ended]
     if stuck:
         return "parked", f"The agent answered; its answer, item {stuck[0].id}, was given up."
+    if any(post.state is ItemState.CANCELLED for post in answers):
+        return "cancelled", "The agent answered; its answer was dropped by a person."
     if on_the_way:
         return "working", "The agent answered, and its answer is on the way to the room."
     return "answered", "It was answered."

@@ -16,6 +16,7 @@ holds neither a secret nor a request body, so it may be shown to a person or a m
       Rejected        stop; a person must act
       Uncertain       may have been delivered; retry only with the same key
       LeaseLost       stop writing
+      Stopped         leave off: a person has ended it
       ConfigError     fix the configuration and restart
 """
 
@@ -210,6 +211,13 @@ class LeaseLost(HomeroomError):
     def __init__(self, owner: str, until: str) -> None:
         self.owner, self.until = owner, until
         super().__init__(f"The bridge is run by {owner} until {until}.")
+
+
+class Stopped(HomeroomError):
+    """A person wants the item to end: whoever works on it leaves off, and nothing of it counts."""
+
+    def __init__(self) -> None:
+        super().__init__("A person has stopped it. Nothing more of it is sent.")
 
 
 class ConfigError(HomeroomError):

@@ -34,7 +34,7 @@ class ItemState(StrEnum):
     EXPIRED = "expired"
     """Its deadline passed before anybody could work on it; whoever sent it was told."""
     CANCELLED = "cancelled"
-    """A person ended it while it waited, or after it was parked."""
+    """A person ended it: while it waited, in the middle of its turn, or after it was parked."""
 
     @property
     def has_ended(self) -> bool:
@@ -81,6 +81,8 @@ come."""
 JOINED_CHARS = 100_000
 """Messages are not joined to more than a single one may have."""
 JOINED = "joined by the same person's next message"
+STOP_ASKED = "to be stopped: "
+"""Begins the entry in an item's history that somebody asked for its end; the reason comes next."""
 
 
 def lane_of_room(room_id: str) -> str:
@@ -144,6 +146,16 @@ def events_of(payload: Json) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
+class Stop:
+    """A person's word that an item shall end."""
+
+    who: str
+    """A Matrix id; empty for whoever runs this Homeroom."""
+    reason: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """One entry of the mailbox as the store holds it."""
 
@@ -181,6 +193,8 @@ class Item:
     begun_ms: int = 0
     """When a delivery with its present key began, a turn's last and a post's first; 0 if none has.
     An agent's server may still be busy with the last; a homeserver knows a key since the first."""
+    stop: Stop | None = None
+    """That a person has ended it, or wants whoever works on it to."""
 
     @property
     def cause(self) -> str:
@@ -283,8 +297,22 @@ class ParkedPage:
     next_cursor: str = ""
 
 
+Tell = Callable[[Item], Sequence[NewItem]]
+"""What to tell whom about an item. Pure: stores call it inside of a transaction."""
 TellPair = Callable[[Exchange, Sequence[Home]], Sequence[NewItem]]
 """What the homes of two agents are told of their exchange. Pure: called inside a transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopWish:
+    """What a person wants to end of what agents do for a room."""
+
+    who: str
+    reason: str
+    waiting_too: bool
+    """Not only the turns under way, but also those that wait."""
+    tell: Tell
+    """What is told of one that had not begun, and so ends at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,10 +329,15 @@ class Decision:
     resumes: TellPair | None = None
     """The paused exchanges of the agent go on, which is told so; ``items`` are for the case that
     there are none."""
+    stops: StopWish | None = None
+    """Turns of the room end, each of which is told of; ``items`` are for the case that none is
+    there."""
     asks: tuple[str, ...] = ()
     """People who ask to be invited again wherever they are not."""
     if_full: tuple[NewItem, ...] = ()
     """Instead of ``items``, where too many turns wait on their lane already."""
+    if_held: tuple[NewItem, ...] = ()
+    """Instead of ``items``, where it came late and is held because too many turns wait already."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,15 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import anyio
 import anyio.abc
 
-from homeroom.errors import HomeroomError, LeaseLost, Unavailable, Uncertain
-from homeroom.items import Item, ItemKind, ItemState, LeaseState, NewItem
+from homeroom.background import background
+from homeroom.errors import HomeroomError, LeaseLost, Stopped, Unavailable, Uncertain
+from homeroom.items import Item, ItemKind, ItemState, LeaseState, NewItem, Tell
 from homeroom.model import ItemId, Json
 from homeroom.retry import pause_s
 
@@ -44,12 +46,17 @@ CLAIM_CRASH_LIMIT = 50
 """So many may die with an item merely in hand: claimed, or a post on its way. Many more, because
 whatever keeps killing a process catches the same few items each time."""
 
+STOP_LIMIT_S = 30.0
+"""So long what a person wants to end may take to: then the lane goes on without it."""
+STOP_PATIENCE_S = 60.0
+"""A service that is away is waited for no longer than this, once a person wants a turn to end."""
+STOP_LOOK_S = 0.02
+"""Commits come in bursts: one look for what shall end serves them all."""
+
 CLOCK_STEP_S = 2.0
 """A clock that went on by so much more or less than time passed was set, or the machine slept."""
 
 Begin = Callable[[], Awaitable[None]]
-Tell = Callable[[Item], Sequence[NewItem]]
-"""What to tell whom about an item. Pure: stores call it inside of a transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,10 @@ class Courier(Protocol):
     async def deliver(self, item: Item, begin: Begin) -> Outcome:
         """Awaits ``begin`` right before the first request that has an effect."""
 
+    async def stop(self, item: Item) -> bool:
+        """Has the effect of an item end that is under way; whether it does. While that is tried,
+        ``deliver`` goes on, so that it may see how it ends."""
+
     def on_delay(self, item: Item, error: Unavailable | Uncertain) -> Sequence[NewItem]:
         """What to tell whom when an item has to wait for a service. Pure."""
 
@@ -74,6 +85,10 @@ class Courier(Protocol):
 
     def on_expired(self, item: Item) -> Sequence[NewItem]:
         """What to tell whom when an item's time was up before it was delivered. Pure."""
+
+    def on_stopped(self, item: Item, *, delivered: bool, goes_on: bool) -> Sequence[NewItem]:
+        """What to tell whom when a person has ended an item (``item.stop``) on which somebody
+        worked. ``goes_on``: its effect may. Pure."""
 
 
 class Lanes(Protocol):
@@ -111,27 +126,33 @@ class Lanes(Protocol):
         Lanes whose names begin with one of ``held`` are left alone."""
 
     async def begin(self, item: Item, fence: int) -> None:
-        """From now on the item may have been delivered."""
+        """From now on the item may have been delivered. Raises Stopped if it is to end."""
 
     async def finish(
         self, item: Item, state: ItemState, *, fence: int, result: Json | None = ...,
         reason: str = ..., delivered: bool = ..., then: Sequence[NewItem] = ...,
         claim_next: Sequence[ItemKind] = ...,
     ) -> Item | None:  # fmt: skip
-        """Ends a claim, puts what follows, and claims the next item of ``claim_next`` if any."""
+        """Ends a claim, puts what follows, and claims the next item of ``claim_next`` if any.
+        Raises Stopped if it is to end, and this is not CANCELLED."""
 
     async def retry(
         self, item: Item, *, fence: int, delay_ms: int, reason: str, delivered: bool,
         uncertain: bool = ..., then: Sequence[NewItem] = ...,
     ) -> None:  # fmt: skip
-        """Hands a claim back to the head of its lane, for later."""
+        """Hands a claim back to the head of its lane, for later. Raises Stopped if it is to end and
+        nothing of it was delivered."""
 
     async def follow_clock(self, step_ms: int, fence: int) -> None:
         """The clock was set by that much: what was put off is due no later for it (but for a
         schedule, which goes by the clock), and a turn has not been failing for longer."""
 
-    async def cancel(self, item_id: ItemId, reason: str, tell: Tell) -> Item:
-        """Ends an item that waits. Raises Misuse if it does not."""
+    async def cancel(self, item_id: ItemId, reason: str, tell: Tell, who: str = ...) -> Item:
+        """Ends an item of which certainly nothing was delivered, at once; another turn has its
+        ``stop`` from now on, for whoever works on it. Raises Misuse if it has ended."""
+
+    async def list_stopping(self) -> list[Item]:
+        """What is worked on and to end."""
 
     async def replay(self, item_id: ItemId, tell: Tell) -> tuple[Item, int]:
         """Puts a parked item back at its old place; it and how many come first."""
@@ -191,21 +212,22 @@ class Mailbox:
         Raises LeaseLost when another process has taken over: nothing more may be written.
         """
         slots, ahead_s = _Slots(in_flight), time.time() - time.monotonic()
-        in_hand: dict[ItemId, Item] = {}
+        in_hand: dict[ItemId, _Job] = {}
 
-        async def work(item: Item) -> None:
+        async def work(job: _Job) -> None:
             while True:
-                in_hand[item.id] = item
+                in_hand[job.item.id] = job
                 try:
-                    follower = await self._work(item, courier, fence, slots)
+                    follower = await self._work(job, courier, fence, slots)
                 finally:
-                    del in_hand[item.id]
-                    slots.give(item.kind)
+                    del in_hand[job.item.id]
+                    slots.give(job.item.kind)
                 if follower is None:
                     return
-                item = follower
+                job = _Job(follower)
 
         async with anyio.create_task_group() as workers:
+            workers.start_soon(self._run_stops, in_hand)
             while True:
                 changed, freed, kinds = self._lanes.changed, slots.freed, slots.free_kinds()
                 due_ms = None
@@ -213,54 +235,81 @@ class Mailbox:
                 if abs(ahead_s - before_s) > CLOCK_STEP_S:
                     await self._lanes.follow_clock(int((ahead_s - before_s) * 1000), fence)
                 if kinds:
-                    held = {name for item in in_hand.values() if (name := holds(item))}
+                    held = {name for job in in_hand.values() if (name := holds(job.item))}
                     item, due_ms = await self._lanes.claim(
                         kinds, fence, begin=REPEATABLE, on_expired=courier.on_expired,
                         held=sorted(held),
                     )  # fmt: skip
                     if item:
                         slots.take(item.kind)
-                        in_hand[item.id] = item
-                        workers.start_soon(work, item)
+                        job = in_hand[item.id] = _Job(item)
+                        workers.start_soon(work, job)
                         continue
                 wait_s = max(0.0, due_ms / 1000 - time.time()) if due_ms else 60.0
                 await _first_of(wait_s, changed, freed)
 
-    async def _work(self, item: Item, courier: Courier, fence: int, slots: _Slots) -> Item | None:
+    async def _run_stops(self, in_hand: Mapping[ItemId, _Job]) -> None:
+        """Tells the jobs whose items somebody wants to end."""
+        while True:
+            changed = self._lanes.changed
+            if any(job.item.kind is ItemKind.TURN for job in in_hand.values()):
+                for item in await self._lanes.list_stopping():
+                    if (job := in_hand.get(item.id)) and not job.to_stop.is_set():
+                        job.begun |= item.state is ItemState.DELIVERING
+                        job.stop = item.stop
+                        job.to_stop.set()
+            await changed.wait()
+            await anyio.sleep(STOP_LOOK_S)
+
+    async def _work(self, job: _Job, courier: Courier, fence: int, slots: _Slots) -> Item | None:
         """Carries one item out and writes down what came of it. One sick item harms no other.
 
         Returns the item that was claimed along with that, if any.
         """
-        begun = item.begun or item.kind in REPEATABLE
+        try:
+            return await self._carry_out(job, courier, fence, slots)
+        except Stopped:
+            item = await self._lanes.get_item(job.item.id)  # who wants it to end, and why
+            delivered, goes_on = job.begun, job.goes_on
+            await self._lanes.finish(
+                item, ItemState.CANCELLED, fence=fence, delivered=delivered,
+                reason=item.stop.reason if item.stop else "",
+                then=courier.on_stopped(item, delivered=delivered, goes_on=goes_on),
+            )  # fmt: skip
+            return None
+
+    async def _carry_out(
+        self, job: _Job, courier: Courier, fence: int, slots: _Slots
+    ) -> Item | None:
+        item = job.item
 
         async def begin() -> None:
-            nonlocal begun
             if item.kind not in REPEATABLE:
                 await self._lanes.begin(item, fence)
-            begun = True
+            job.begun = True
 
         if item.crash_count >= CRASH_LIMIT or item.claim_crash_count >= CLAIM_CRASH_LIMIT:
             count = item.crash_count + item.claim_crash_count
             reason = f"Homeroom died {count} times while it worked on this."
-            await self._park(item, reason, courier, fence, delivered=item.begun)
+            await self._park(job, reason, courier, fence, delivered=item.begun)
             return None
         try:
-            outcome = await courier.deliver(item, begin)
-        except LeaseLost:
+            outcome = await job.run(courier, begin)
+        except (LeaseLost, Stopped):
             raise
         except Unavailable as error:
             # What an earlier claim left open stays open: the service being away proves nothing.
-            await self._put_off(item, error, courier, fence, delivered=item.begun)
+            await self._put_off(job, error, courier, fence, delivered=item.begun)
         except Uncertain as error:
-            await self._put_off(item, error, courier, fence, delivered=True)
+            await self._put_off(job, error, courier, fence, delivered=True)
         except HomeroomError as error:
             # A refusal proves nothing about what an earlier claim left open.
-            await self._park(item, str(error), courier, fence, delivered=item.begun)
+            await self._park(job, str(error), courier, fence, delivered=item.begun)
         except Exception:
             incident = secrets.token_hex(4)
             log.exception("item_work_failed", extra={"item_id": item.id, "incident": incident})
             reason = f"a fault in Homeroom, incident {incident}; its log has the rest"
-            await self._park(item, reason, courier, fence, delivered=begun)
+            await self._park(job, reason, courier, fence, delivered=job.begun)
         else:
             return await self._finish(item, outcome, fence, slots)
         return None
@@ -281,16 +330,24 @@ class Mailbox:
         return follower
 
     async def _put_off(
-        self, item: Item, error: Unavailable | Uncertain, courier: Courier, fence: int,
+        self, job: _Job, error: Unavailable | Uncertain, courier: Courier, fence: int,
         *, delivered: bool,
     ) -> None:  # fmt: skip
+        item, job.begun = job.item, delivered
         uncertain = isinstance(error, Uncertain)
         failing_s = time.time() - item.failing_since_ms / 1000 if item.failing_since_ms else 0.0
         left_s = PATIENCE_S[item.kind] - failing_s
+        if job.stop:
+            left_s = STOP_PATIENCE_S - (time.time() - job.stop.at_ms / 1000)
+            if left_s <= 0:
+                job.goes_on = delivered
+                raise Stopped
         may_repeat = item.kind in REPEATABLE
-        lost_often = uncertain and not may_repeat and item.uncertain_count >= UNCERTAIN_LIMIT
+        lost_often = (
+            uncertain and not may_repeat and item.uncertain_count >= UNCERTAIN_LIMIT
+        ) and not job.stop
         if left_s <= 0 or lost_often:
-            await self._park(item, str(error), courier, fence, delivered=delivered)
+            await self._park(job, str(error), courier, fence, delivered=delivered)
             return
         after_s = error.retry_after_s if isinstance(error, Unavailable) else None
         await self._lanes.retry(
@@ -301,12 +358,13 @@ class Mailbox:
             reason=str(error),
             delivered=delivered,
             uncertain=uncertain,
-            then=courier.on_delay(item, error),
+            then=() if job.stop else courier.on_delay(item, error),
         )
 
     async def _park(
-        self, item: Item, reason: str, courier: Courier, fence: int, *, delivered: bool
+        self, job: _Job, reason: str, courier: Courier, fence: int, *, delivered: bool
     ) -> None:
+        item, job.begun = job.item, delivered
         log.warning("item_parked", extra={"item_id": item.id, "lane": item.lane, "reason": reason})
         await self._lanes.finish(
             item,
@@ -317,6 +375,43 @@ class Mailbox:
             delivered=delivered,
             then=courier.on_parked(item, reason, delivered=delivered),
         )
+
+
+class _Job:
+    """An item in hand, and what becomes of it."""
+
+    def __init__(self, item: Item) -> None:
+        self.item, self.stop = item, item.stop
+        self.begun = item.begun or item.kind in REPEATABLE
+        self.to_stop = anyio.Event()
+        """Set when a person wants it to end."""
+        if item.stop:
+            self.to_stop.set()
+        self.goes_on = False
+        """Its effect may go on although a person has ended it."""
+
+    async def run(self, courier: Courier, begin: Begin) -> Outcome:
+        """What the courier makes of it.
+
+        Raises:
+            Stopped: it was broken off.
+        """
+        if self.item.kind is not ItemKind.TURN:
+            return await courier.deliver(self.item, begin)
+        with anyio.CancelScope() as work:
+            async with background(partial(self._break_off, courier, work)):
+                return await courier.deliver(self.item, begin)
+        raise Stopped
+
+    async def _break_off(self, courier: Courier, work: anyio.CancelScope) -> None:
+        """Has the work end when somebody wants that, if it does not by itself."""
+        await self.to_stop.wait()
+        goes_on = self.begun
+        if self.begun:
+            with anyio.move_on_after(STOP_LIMIT_S):
+                goes_on = not await courier.stop(self.item)
+        self.goes_on = goes_on
+        work.cancel()
 
 
 class _Slots:

@@ -11,14 +11,14 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from collections.abc import Mapping as Dict
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import anyio
 import anyio.abc
 
 from homeroom.courtesy import Typing
-from homeroom.decide import PRIVATE_SCOPE, turn_notices
+from homeroom.decide import PRIVATE_SCOPE, cancel_notices, stop_notices, turn_notices
 from homeroom.errors import (
     ConfigError,
     HomeroomError,
@@ -46,6 +46,10 @@ WATCH_S = 5.0
 """A question in so many seconds shows soon that Letta is back, and is no load."""
 TALK_S = 10.0
 """So long after an answer somebody may still be reading it and go on."""
+STOP_AGAIN_S = 1.0
+"""A turn that Letta has just taken may not be there yet to be stopped: it is told so again."""
+STOPPED_S = 6.0
+"""So long after Letta has stopped a turn its end may take to be told."""
 CONVERSATION_GONE = (
     "The conversation it was sent in is gone from Letta, so nobody can tell whether the agent got"
     " it. A replay sends it in a new one."
@@ -92,6 +96,23 @@ class Relay:
             self._under_way -= 1
             self._ended_s = time.monotonic()
 
+    async def stop(self, item: Item) -> bool:
+        """Stops the turn at Letta; whether that went well. Returns when its end need not be waited
+        for any more, or has it tried again until cancelled."""
+        agent_id, scope = AgentId(item.payload["agent_id"]), item.payload["scope"]
+        while True:
+            with suppress(HomeroomError):
+                letta = await self._letta()
+                if not letta.capabilities.cancel:
+                    return False
+                conversation = await self._find_conversation(letta, agent_id, scope)
+                if letta.capabilities.conversations and conversation is None:
+                    return True  # nothing can have begun
+                if await letta.cancel(agent_id, conversation):
+                    await anyio.sleep(STOPPED_S)
+                    return True
+            await anyio.sleep(STOP_AGAIN_S)
+
     def holds(self, item: Item) -> str:
         """The beginning of the lanes that wait while a turn runs: those of its agent, where that
         has one context for all. Claimed, they would keep other agents from being worked for."""
@@ -124,6 +145,8 @@ class Relay:
             )  # fmt: skip
         except Rejected as refusal:
             if refusal.code not in OUR_FAULT:
+                if item.payload.get("if_possible"):
+                    return Outcome({"event_id": "", "left_out": refusal.reason})
                 raise
             raise Unavailable("matrix", refusal.reason) from refusal
         finally:
@@ -269,14 +292,19 @@ class Relay:
     async def _ensure_conversation(
         self, letta: Letta, agent_id: AgentId, scope: str
     ) -> ConversationId | None:
+        known = await self._find_conversation(letta, agent_id, scope)
+        if known is None and letta.capabilities.conversations:
+            return await self._new_conversation(letta, agent_id, scope)
+        return known
+
+    async def _find_conversation(
+        self, letta: Letta, agent_id: AgentId, scope: str
+    ) -> ConversationId | None:
         if not letta.capabilities.conversations:
             return None
         known = self._conversations.get((agent_id, scope))
-        if known is None:
-            known = await self._store.find_conversation(agent_id, scope)
-        if known is None:
-            return await self._new_conversation(letta, agent_id, scope)
-        self._conversations[agent_id, scope] = known
+        if known is None and (known := await self._store.find_conversation(agent_id, scope)):
+            self._conversations[agent_id, scope] = known
         return known
 
     async def _new_conversation(
@@ -327,6 +355,10 @@ class Relay:
     def on_expired(self, item: Item) -> Sequence[NewItem]:
         """Says that a message was not delivered in time."""
         return turn_notices(item, "expired", "⌛", "was not delivered before its time was up.")
+
+    def on_stopped(self, item: Item, *, delivered: bool, goes_on: bool) -> Sequence[NewItem]:
+        """Says who stopped the agent, and what that means for what it was at."""
+        return stop_notices(item, goes_on=goes_on) if delivered else cancel_notices(item)
 
     def _notice(self, item: Item, text: str, why: str, which: str = "") -> NewItem:
         payload = item.payload

@@ -15,11 +15,16 @@ CATCH_UP = "!catchup"
 HELP = "!help"
 RESUME = "!resume"
 """What a person writes in an agent's own room to have its paused exchanges go on."""
+STOP = "!stop"
+"""What a member of a room writes to have the agent leave off."""
+STOP_ALL = "!stop all"
+"""The same, and what waits there ends as well."""
 _INVITE = re.compile(r"!invite\s+(me|@[^\s:]+:\S+)", re.IGNORECASE)
 
 HELP_TEXT = f"""\
 What you write here goes to the agent, but for these commands:
 
+- `{STOP}` has me leave off what I am working on here; `{STOP_ALL}` also ends what waits for me.
 - `{CATCH_UP}` has messages answered that came while I was away.
 - `!invite me` invites you again into every agent room that you have left or declined; \
 `!invite @name:server` does so for somebody else of those who belong there.
@@ -30,9 +35,11 @@ What you write here goes to the agent, but for these commands:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    kind: Literal["catch_up", "help", "invite", "resume"]
+    kind: Literal["catch_up", "help", "invite", "resume", "stop"]
     person: str = ""
     """Who shall be invited again."""
+    waiting_too: bool = False
+    """Whether what waits shall end as well."""
 
 
 def parse_command(text: str, sender: str) -> Command | None:
@@ -44,6 +51,9 @@ def parse_command(text: str, sender: str) -> Command | None:
         return Command("help")
     if text.lower() == RESUME:
         return Command("resume")
+    words = " ".join(text.lower().split())
+    if words in (STOP, STOP_ALL):
+        return Command("stop", waiting_too=words == STOP_ALL)
     if match := _INVITE.fullmatch(text):
         whom = match[1]
         return Command("invite", sender if whom.lower() == "me" else whom)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Literal
 
 from homeroom.errors import Unavailable, Uncertain
-from homeroom.items import Decision, Item, ItemKind, NewItem, events_of
+from homeroom.items import Decision, Item, ItemKind, NewItem, Tell, events_of
 from homeroom.mailbox import Begin, Courier, Outcome
 from homeroom.model import Mapping, RoomEvent
 from homeroom.store import Decide
@@ -38,6 +38,7 @@ Reason = Literal[
     "com.beeper.undecryptable_event",
 ]
 
+_HELD = "Too many came while nobody listened; !catchup helps."
 _REFUSED: dict[str, tuple[Word, Reason, str]] = {
     "not text": (
         "FAIL_PERMANENT",
@@ -95,6 +96,11 @@ def cancel_statuses(item: Item) -> list[NewItem]:
     return statuses_of(item, word, "cancelled", "m.event_not_handled", "It was cancelled.")
 
 
+def telling_statuses(tell: Tell) -> Tell:
+    """``tell`` of what a person ended, which also says so in status events."""
+    return lambda item: [*tell(item), *cancel_statuses(item)]
+
+
 def drop_statuses(item: Item) -> list[NewItem]:
     """What follows from a person's ending a message that was given up. Pure."""
     word: Word = "FAIL_PERMANENT" if item.begun else "FAIL_RETRIABLE"
@@ -106,6 +112,9 @@ def with_statuses(decide: Decide) -> Decide:
 
     def decide_and_say(event: RoomEvent, mapping: Mapping, people_count: int) -> Decision:
         decision = decide(event, mapping, people_count)
+        if wish := decision.stops:
+            told = telling_statuses(wish.tell)
+            return replace(decision, stops=replace(wish, tell=told))
 
         def say(word: Word, reason: Reason, message: str = "") -> tuple[NewItem, ...]:
             args = (mapping.ghost, event.room_id, event.id, word, "decided", reason, message)
@@ -119,6 +128,7 @@ def with_statuses(decide: Decide) -> Decide:
                     *decision.if_full,
                     *say("FAIL_RETRIABLE", "m.event_not_handled", "Too many messages wait."),
                 ),
+                if_held=(*decision.if_held, *say("PENDING", "m.event_too_old", _HELD)),
             )
         refusal = _REFUSED.get(decision.outcome.partition(":")[0])
         if refusal and (decision.items or decision.held):
@@ -133,6 +143,9 @@ class StatusCourier:
 
     def __init__(self, courier: Courier) -> None:
         self._courier = courier
+
+    async def stop(self, item: Item) -> bool:
+        return await self._courier.stop(item)
 
     async def deliver(self, item: Item, begin: Begin) -> Outcome:
         outcome = await self._courier.deliver(item, begin)
@@ -150,3 +163,8 @@ class StatusCourier:
     def on_expired(self, item: Item) -> Sequence[NewItem]:
         said = statuses_of(item, "FAIL_RETRIABLE", "expired", "m.event_too_old", "Too late.")
         return [*self._courier.on_expired(item), *said]
+
+    def on_stopped(self, item: Item, *, delivered: bool, goes_on: bool) -> Sequence[NewItem]:
+        word: Word = "FAIL_PERMANENT" if delivered else "FAIL_RETRIABLE"
+        said = statuses_of(item, word, "stopped", "m.event_not_handled", "It was stopped.")
+        return [*self._courier.on_stopped(item, delivered=delivered, goes_on=goes_on), *said]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import anyio
 import pytest
 
-from homeroom.errors import LeaseLost, LimitExceeded, Misuse, NotFound
+from homeroom.errors import LeaseLost, LimitExceeded, Misuse, NotFound, Stopped
 from homeroom.items import Item, ItemKind, ItemState, NewItem, Origin, Priority
 from homeroom.mailbox import CLAIM_CRASH_LIMIT, CRASH_LIMIT, Lanes, Mailbox
 from homeroom.model import ItemId
@@ -198,18 +199,16 @@ async def test_what_may_have_been_delivered_does_not_expire_but_is_looked_for(
         assert time.time() * 1000 >= ended.expires_ms
 
 
-async def test_what_waits_can_be_cancelled_and_what_is_worked_on_cannot(open_lanes: Open) -> None:
+async def test_what_waits_ends_at_once_when_a_person_cancels_it(open_lanes: Open) -> None:
     async with open_lanes() as lanes:
         running, waiting, after = await lanes.put([turn("a", key) for key in ("1", "2", "3")])
         recorder = Recorder("1")
         async with worker(lanes, recorder, await take(lanes)):
             with anyio.fail_after(20):
                 await recorder.wait_begun("1")
-            with pytest.raises(Misuse, match="cannot be stopped"):
-                await lanes.cancel(running, "enough", lambda item: ())
             tell = [turn("told", "cancelled")]
             ended = await lanes.cancel(waiting, "enough", lambda item: tell)
-            assert ended.id == waiting
+            assert (ended.id, ended.state) == (waiting, ItemState.CANCELLED)
             with anyio.fail_after(20):
                 await recorder.wait_begun("cancelled")
             assert "3" not in recorder.begun, "the lane is still being worked"
@@ -222,6 +221,127 @@ async def test_what_waits_can_be_cancelled_and_what_is_worked_on_cannot(open_lan
             await lanes.cancel(after, "", lambda item: ())
         with pytest.raises(NotFound):
             await lanes.cancel(ItemId("nope"), "", lambda item: ())
+
+
+def nobody(item: Item) -> Sequence[NewItem]:
+    raise AssertionError("whoever ends it tells of it")
+
+
+async def told_by(lanes: Lanes, recorder: Recorder, key: str) -> dict[str, Any]:
+    """What somebody was told by the item with that key, once it is there."""
+    with anyio.fail_after(20):
+        await recorder.wait_begun(key)
+    (item_id,) = await lanes.put([turn("told", key)])
+    return dict((await lanes.get_item(item_id)).payload)
+
+
+async def test_what_is_worked_on_is_stopped_from_another_process_and_its_lane_goes_on(
+    open_lanes: Open,
+) -> None:
+    async with open_lanes() as lanes, open_lanes() as other:
+        running, after, elsewhere = await lanes.put(
+            [turn("a", "1"), turn("a", "2"), turn("b", "3")]
+        )
+        recorder = Recorder("1", "3")
+        async with worker(lanes, recorder, await take(lanes)):
+            with anyio.fail_after(20):
+                await recorder.wait_begun("1", "3")
+            asked = await other.cancel(running, "enough", nobody, "@ann:h")
+            assert asked.stop and (asked.stop.who, asked.stop.reason) == ("@ann:h", "enough")
+            one, _ = await wait_all(other, [running, after])
+            told = await told_by(lanes, recorder, "stopped:1")
+            recorder.let("3")
+            (untouched,) = await wait_all(other, [elsewhere])
+        assert (one.state, one.reason, one.result) == (ItemState.CANCELLED, "enough", None)
+        assert untouched.state is ItemState.DONE and recorder.stopped == ["1"]
+        assert recorder.ended[0] == "1", "it had come to an answer, which does not count"
+        assert told == {"by": "@ann:h", "delivered": True, "goes_on": False}
+        with pytest.raises(Misuse, match="is cancelled already"):
+            await lanes.cancel(running, "", nobody)
+
+
+async def test_what_cannot_be_stopped_is_broken_off_and_that_is_told(open_lanes: Open) -> None:
+    async with open_lanes() as lanes:
+        running, after = await lanes.put(
+            [turn("a", "1", payload={"unstoppable": True}), turn("a", "2")]
+        )
+        recorder = Recorder("1")
+        async with worker(lanes, recorder, await take(lanes)):
+            with anyio.fail_after(20):
+                await recorder.wait_begun("1")
+            await lanes.cancel(running, "enough", nobody)
+            one, two = await wait_all(lanes, [running, after])
+            told = await told_by(lanes, recorder, "stopped:1")
+        assert (one.state, two.state) == (ItemState.CANCELLED, ItemState.DONE)
+        assert "1" not in recorder.ended
+        assert told["goes_on"] is True
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_after_a_stop_nothing_begins_and_no_other_end_is_written(
+    open_lanes: Open, begun: bool
+) -> None:
+    async with open_lanes() as lanes:
+        fence = await take(lanes)
+        (item_id,) = await lanes.put([turn("a", "1")])
+        item, _ = await lanes.claim([TURN], fence)
+        assert item
+        if begun:
+            await lanes.begin(item, fence)
+        first = await lanes.cancel(item_id, "enough", nobody)
+        assert (await lanes.cancel(item_id, "more", nobody)).stop == first.stop, "the first counts"
+        assert [one.id for one in await lanes.list_stopping()] == [item_id]
+        with pytest.raises(Stopped):
+            await lanes.begin(item, fence)
+        for state in (ItemState.DONE, ItemState.PARKED):
+            with pytest.raises(Stopped):
+                await lanes.finish(item, state, fence=fence, then=[turn("told", "answer")])
+        assert await lanes.count_items() == {"delivering" if begun else "claimed": 1}
+        await lanes.finish(item, ItemState.CANCELLED, fence=fence, reason="enough", delivered=begun)
+        assert await lanes.list_stopping() == []
+        assert (await lanes.get_item(item_id)).state is ItemState.CANCELLED
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_a_turn_that_was_put_off_is_stopped_now_if_it_may_have_been_delivered(
+    open_lanes: Open, delivered: bool
+) -> None:
+    async with open_lanes() as lanes:
+        fence = await take(lanes)
+        (item_id,) = await lanes.put([turn("a", "1")])
+        item, _ = await lanes.claim([TURN], fence)
+        assert item
+        await lanes.begin(item, fence)
+        hour_ms = 3_600_000
+        await lanes.retry(item, fence=fence, delay_ms=hour_ms, reason="x", delivered=delivered)
+        after = await lanes.cancel(item_id, "enough", lambda item: [turn("told", "at once")])
+        if not delivered:
+            assert after.state is ItemState.CANCELLED
+            return
+        assert after.state is ItemState.WAITING
+        recorder = Recorder()
+        async with worker(lanes, recorder, fence):
+            (ended,) = await wait_all(lanes, [item_id])
+            told = await told_by(lanes, recorder, "stopped:1")
+        assert ended.state is ItemState.CANCELLED and told["delivered"] is True
+        assert "1" not in recorder.begun, "nothing is sent again"
+
+
+async def test_a_stop_outlives_whoever_was_to_carry_it_out(open_lanes: Open) -> None:
+    async with open_lanes() as lanes:
+        fence = await take(lanes, "dead")
+        (item_id,) = await lanes.put([turn("a", "1")])
+        item, _ = await lanes.claim([TURN], fence)
+        assert item
+        await lanes.begin(item, fence)
+        await lanes.cancel(item_id, "enough", nobody, "@ann:h")
+        heir = await lanes.take_lease("heir", rank=1, ttl_ms=600_000, is_gone="dead".__eq__)
+        recorder = Recorder()
+        async with worker(lanes, recorder, heir.fence):
+            (ended,) = await wait_all(lanes, [item_id])
+            told = await told_by(lanes, recorder, "stopped:1")
+        assert (ended.state, ended.reason) == (ItemState.CANCELLED, "enough")
+        assert told["by"] == "@ann:h" and "1" not in recorder.begun
 
 
 async def test_a_retry_keeps_the_order_a_sick_item_is_parked_and_replayed(

@@ -273,22 +273,26 @@ async def test_the_order_of_a_burst_rests_on_ids_that_sort_by_time(
         assert (recorder.begun == keys) is sortable
 
 
-async def test_an_item_that_is_being_delivered_is_not_cancelled_under_its_worker(
-    implementation: str, tmp_path: Path
+@pytest.mark.parametrize("die", ["", "stopping"])
+async def test_what_another_process_works_on_is_stopped_and_else_by_its_heir(
+    implementation: str, tmp_path: Path, die: str
 ) -> None:
+    """With ``die`` the process is killed between the request and its carrying out."""
     async with _processes(implementation, tmp_path) as processes:
+        payload = {"stop": True, "die": die}
         first, second = await processes.lanes.put(
-            [turn("a", "x:1", payload={"stop": True}), turn("a", "x:2")]
+            [turn("a", "x:1", payload=payload), turn("a", "x:2")]
         )
         working = processes.start("work", 60_000)
         await processes.wait_said(working, "stopped")
-        with pytest.raises(Exception, match="cannot be stopped"):
-            await processes.lanes.cancel(first, "enough", lambda item: ())
-        assert (await processes.lanes.get_item(second)).state is ItemState.WAITING
-        (tmp_path / "go").touch()
-        await wait_all(processes.lanes, [first, second])
-        check_order(processes.sink())
-        assert processes.effects() == {"x:1": 1, "x:2": 1}
+        await processes.lanes.cancel(first, "enough", lambda item: ())
+        if die:
+            assert await processes.wait_end(working) == -signal.SIGKILL
+            processes.start("work", 60_000)
+        one, two = await wait_all(processes.lanes, [first, second], LIMIT_S)
+        assert (one.state, one.reason) == (ItemState.CANCELLED, "enough")
+        assert two.state is ItemState.DONE
+        assert processes.effects() == {"x:2": 1}, "nothing of what was stopped comes out later"
 
 
 async def _share(implementation: str, directory: Path, lane_count: int) -> float:

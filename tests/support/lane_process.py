@@ -102,6 +102,13 @@ class SinkCourier:
     def on_expired(self, item: Item) -> Sequence[NewItem]:
         return ()
 
+    async def stop(self, item: Item) -> bool:
+        self._perhaps_die(item, "stopping")
+        return True
+
+    def on_stopped(self, item: Item, *, delivered: bool, goes_on: bool) -> Sequence[NewItem]:
+        return ()
+
 
 async def produce(lanes: Lanes, lane_count: int, count: int) -> None:
     say("producing")

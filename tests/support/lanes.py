@@ -43,6 +43,7 @@ class Recorder:
     def __init__(self, *held: str) -> None:
         self.begun: list[str] = []
         self.ended: list[str] = []
+        self.stopped: list[str] = []
         self.working: set[str] = set()
         """Lanes that are being worked."""
         self._gates = {key: anyio.Event() for key in held}
@@ -61,6 +62,16 @@ class Recorder:
         where.append(key)
         self._changed.set()
         self._changed = anyio.Event()
+
+    async def stop(self, item: Item) -> bool:
+        """Ends what is held; whether it does, an item's ``unstoppable`` says."""
+        self._note(self.stopped, item.dedupe_key)
+        if item.payload.get("unstoppable"):
+            return False
+        if item.dedupe_key in self._gates:
+            self.let(item.dedupe_key)
+        await anyio.sleep_forever()
+        return True
 
     async def deliver(self, item: Item, begin: Begin) -> Outcome:
         assert item.lane not in self.working, f"two at once on {item.lane}"
@@ -88,6 +99,11 @@ class Recorder:
 
     def on_expired(self, item: Item) -> Sequence[NewItem]:
         return (turn("told", f"expired:{item.dedupe_key}"),)
+
+    def on_stopped(self, item: Item, *, delivered: bool, goes_on: bool) -> Sequence[NewItem]:
+        assert item.stop
+        told = {"by": item.stop.who, "delivered": delivered, "goes_on": goes_on}
+        return (turn("told", f"stopped:{item.dedupe_key}", payload=told),)
 
 
 async def take(lanes: Lanes, owner: str = "me", ttl_ms: int = 600_000) -> int:

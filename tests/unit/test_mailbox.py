@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from homeroom.errors import (
     Misuse,
     NotFound,
     Rejected,
+    Stopped,
     Unavailable,
     Uncertain,
 )
@@ -38,6 +40,7 @@ from homeroom.store.item_rows import (
     OPEN_TURNS,
     OPEN_TURNS_OF_LANE,
     PUT_OFF,
+    STOPPING,
 )
 from support.old_store import age_store
 
@@ -328,6 +331,12 @@ class Script:
     def on_expired(self, item: Item) -> list[NewItem]:
         return [new("told", f"expired:{item.id}")]
 
+    async def stop(self, item: Item) -> bool:
+        raise AssertionError("nobody stops anything here")
+
+    def on_stopped(self, item: Item, *, delivered: bool, goes_on: bool) -> list[NewItem]:
+        raise AssertionError("nobody stops anything here")
+
 
 _ERRORS: dict[str, BaseException] = {
     "away": Unavailable("letta", "away"),
@@ -569,6 +578,7 @@ async def test_no_service_can_put_an_item_off_for_longer_than_it_is_kept(tmp_pat
 async def test_a_look_for_work_does_not_read_what_is_done(tmp_path: Path) -> None:
     async with open_store(tmp_path / "s.db") as store:
         for sql, args, indexes in (
+            (STOPPING, (), {"item_stopping"}),
             (CLAIMABLE.format(held=""), ("turn", 1, 1), {"item_waiting", "item_open"}),
             (CLAIMABLE.format(held=NOT_ON), ("turn", 1, 1, "a", "a"), {"item_waiting"}),
             (PUT_OFF, ("turn", 1), {"item_put_off"}),
@@ -649,6 +659,8 @@ class MailboxMachine(RuleBasedStateMachine):
         self.tried: set[str] = set()
         self.ids: dict[str, ItemId] = {}
         self.parked: dict[str, Item] = {}
+        self.begun: set[str] = set()
+        self.stopping: set[str] = set()
         self.count = 0
         self.fence = self.portal.call(lease, self.store)
 
@@ -700,15 +712,26 @@ class MailboxMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.claimed)
     @rule()
     def begin(self) -> None:
-        item = next(iter(self.claimed.values()))
-        self.portal.call(self.store.begin, item, self.fence)
+        key, item = next(iter(self.claimed.items()))
+        with pytest.raises(Stopped) if key in self.stopping else nullcontext():
+            self.portal.call(self.store.begin, item, self.fence)
+            self.begun.add(key)
 
     @rule(lane=st.sampled_from("abc"))
     def cancel(self, lane: str) -> None:
-        if keys := [key for key in self.lanes.get(lane, []) if key not in self.claimed]:
-            self.portal.call(self.store.cancel, self.ids[keys[-1]], "enough", lambda item: [])
-            self.lanes[lane].remove(keys[-1])
-            self.ended.add(keys[-1])
+        if keys := self.lanes.get(lane, []):
+            key = keys[-1]
+            item = self.portal.call(
+                self.store.cancel, self.ids[key], "enough", lambda item: []
+            )  # fmt: skip
+            if item.state is ItemState.CANCELLED:
+                assert key not in self.claimed and key not in self.begun
+                keys.remove(key)
+                self.ended.add(key)
+            else:
+                assert key in self.claimed or key in self.begun
+                self.stopping.add(key)
+                self.put_off.pop(key, None)
 
     @precondition(lambda self: self.claimed)
     @rule(state=st.sampled_from([ItemState.DONE, ItemState.PARKED]))
@@ -716,13 +739,19 @@ class MailboxMachine(RuleBasedStateMachine):
         key, item = self.claimed.popitem()
 
         async def finish() -> None:
-            await self.store.finish(item, state, fence=self.fence)
+            if key in self.stopping:
+                with pytest.raises(Stopped):
+                    await self.store.finish(item, state, fence=self.fence)
+                await self.store.finish(item, ItemState.CANCELLED, fence=self.fence)
+            else:
+                await self.store.finish(item, state, fence=self.fence)
 
         self.portal.call(finish)
         self.lanes[item.lane].remove(key)
         self.ended.add(key)
-        if state is ItemState.PARKED:
+        if state is ItemState.PARKED and key not in self.stopping:
             self.parked[key] = item
+            self.begun.add(key)  # whether it was delivered was not said
 
     @precondition(lambda self: self.parked)
     @rule(again=st.booleans())
@@ -746,8 +775,14 @@ class MailboxMachine(RuleBasedStateMachine):
                 item, fence=self.fence, delay_ms=delay_ms, reason="r", delivered=delivered
             )
 
+        if key in self.stopping and not delivered:
+            with pytest.raises(Stopped):
+                self.portal.call(hand_back)
+            self.claimed[key] = item
+            return
         self.portal.call(hand_back)
         self.put_off[key] = self.now + delay_ms
+        (self.begun.add if delivered else self.begun.discard)(key)
 
     @rule(passed_ms=st.integers(1, 40))
     def time_passes(self, passed_ms: int) -> None:

@@ -84,6 +84,12 @@ class Silent:
     def on_expired(self, item: Item) -> list[NewItem]:
         return []
 
+    async def stop(self, item: Item) -> bool:
+        return True
+
+    def on_stopped(self, item: Item, *, delivered: bool, goes_on: bool) -> list[NewItem]:
+        return []
+
 
 async def begin() -> None:
     pass

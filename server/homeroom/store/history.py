@@ -25,7 +25,8 @@ from homeroom.store.rooms import Rooms
 
 _CAUSED_BY_EVENT = "event:"
 """Begins the dedupe key of an item that an event became."""
-_FOLLOWERS = ("reply", "delay", "parked", "replay", "expired", "cancelled", "dropped")
+_FOLLOWERS = ("reply", "delay", "parked", "replay", "expired", "cancelled", "stopped",
+              "dropped")  # fmt: skip
 """What begins the dedupe keys of the posts that follow from an item; its id comes next."""
 
 _DAY_MS = 86_400_000
@@ -33,17 +34,6 @@ _SAID_ONCE = "('encrypted:', 'address:', 'needs-hub:', 'moved:', 'presence:')"
 """Beginnings of the dedupe keys of notices that a room gets once, however long ago that was."""
 _PRUNED_AT_ONCE = 500
 """Rows of one commit: others write meanwhile."""
-
-
-_UNDER_WAY = "is being delivered, and what is under way cannot be stopped"
-_NOT_WAITING = {
-    ItemState.CLAIMED: _UNDER_WAY,
-    ItemState.DELIVERING: _UNDER_WAY,
-    ItemState.DONE: "is done",
-    ItemState.PARKED: "is parked: `homeroom parked drop` ends it",
-    ItemState.EXPIRED: "has expired",
-    ItemState.CANCELLED: "is cancelled already",
-}
 
 
 class History(Rooms):
@@ -99,28 +89,6 @@ class History(Rooms):
                 self._put(notice)
 
         await self._write(write)
-
-    async def cancel(
-        self, item_id: ItemId, reason: str, tell: Callable[[Item], Sequence[NewItem]]
-    ) -> Item:
-        """Ends an item that waits, and returns it. ``tell`` gives the notices that go along.
-
-        Raises NotFound, or Misuse if it does not wait (any more).
-        """
-
-        def write() -> Item:
-            row = self._row("SELECT * FROM item WHERE id = ?", (item_id,))
-            if row is None:
-                raise NotFound("item", item_id[:80], advice="`homeroom tail` shows ids.")
-            item = item_of(row)
-            if item.state is not ItemState.WAITING:
-                raise Misuse(f"Item {item_id} {_NOT_WAITING[item.state]}. Nothing was changed.")
-            self._set_state(item_id, ItemState.CANCELLED, reason)
-            for notice in tell(item):
-                self._put(notice)
-            return item
-
-        return await self._write(write)
 
     def _require_parked(self, item_id: ItemId) -> Item:
         row = self._row("SELECT * FROM item WHERE id = ?", (item_id,))

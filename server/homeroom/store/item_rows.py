@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 
-from homeroom.items import Item, ItemKind, ItemState, Origin, Priority
+from homeroom.items import Item, ItemKind, ItemState, Origin, Priority, Stop
 from homeroom.model import ItemId
 
 OPEN = "('waiting', 'claimed', 'delivering')"
@@ -36,6 +36,7 @@ EXPIRED = (
     # What may have been delivered is looked for, however late.
     " AND NOT begun"
 )
+STOPPING = f"SELECT * FROM item WHERE stop_ms > 0 AND state IN {WORKED}"
 OPEN_TURNS = "SELECT count AS n FROM open_turns WHERE only_one = 1"
 """Triggers keep count."""
 OPEN_TURNS_OF_LANE = (
@@ -57,4 +58,5 @@ def item_of(row: sqlite3.Row) -> Item:
         priority=Priority(row["priority"]), expires_ms=row["expires_ms"],
         crash_count=row["crash_count"], claim_crash_count=row["claim_crash_count"],
         begun_ms=row["begun_ms"],
+        stop=Stop(row["stop_who"], row["stop_reason"], row["stop_ms"]) if row["stop_ms"] else None,
     )  # fmt: skip

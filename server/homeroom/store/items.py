@@ -6,11 +6,11 @@ import json
 import math
 import secrets
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from homeroom.errors import LeaseLost, LimitExceeded, NotFound
+from homeroom.errors import LeaseLost, LimitExceeded, NotFound, Stopped
 from homeroom.items import (
     JOINED,
     QUIET_LIMIT,
@@ -19,6 +19,7 @@ from homeroom.items import (
     ItemState,
     NewItem,
     Priority,
+    Tell,
     join_turns,
 )
 from homeroom.model import ItemId, Json
@@ -44,10 +45,6 @@ class _Limit(NamedTuple):
     what: str
     whose: str
     most: int
-
-
-Tell = Callable[[Item], Sequence[NewItem]]
-"""What to tell whom about an item. Pure: it is called inside of a transaction."""
 
 
 def _tell_nobody(item: Item) -> Sequence[NewItem]:
@@ -259,11 +256,12 @@ class Items(Connection):
     async def begin(self, item: Item, fence: int) -> None:
         """Says durably that the delivery of a claim begins: from now on it may have happened.
 
-        Raises LeaseLost if the claim is no longer ours: then nothing may be sent.
+        Raises LeaseLost if the claim is no longer ours, Stopped if a person wants it to end: then
+        nothing may be sent.
         """
 
         def write() -> None:
-            self._require_claim(item, fence)
+            self._require_claim(item, fence, wanted=True)
             self._begin(item.id)
 
         await self._write(write, fence)
@@ -281,11 +279,12 @@ class Items(Connection):
         Claims the next item of the kinds ``claim_next`` in the same commit, as being delivered, and
         returns it: what follows from an answer is its post, which would otherwise wait for a commit
         of its own.
-        Raises LeaseLost if the claim is no longer ours: then nothing was written.
+        Raises LeaseLost if the claim is no longer ours, Stopped if a person wants it to end and
+        this is another end: then nothing was written.
         """
 
         def write() -> Item | None:
-            self._require_claim(item, fence)
+            self._require_claim(item, fence, wanted=state is not ItemState.CANCELLED)
             self._conn.execute(
                 "UPDATE item SET result = ?, begun = ?, generation = generation + ?,"
                 " begun_ms = begun_ms * ?, crash_count = 0, claim_crash_count = 0 WHERE id = ?",
@@ -311,11 +310,12 @@ class Items(Connection):
         """Hands a claim back to the head of its lane for later, and counts its failures.
 
         ``delivered`` False says that its effect certainly did not happen: the next claim need not
-        look for it and uses a fresh key.
+        look for it and uses a fresh key. Raises LeaseLost as ``finish`` does, and Stopped if a
+        person wants it to end and nothing of it is left to be stopped.
         """
 
         def write() -> None:
-            self._require_claim(item, fence)
+            self._require_claim(item, fence, wanted=not delivered)
             self._conn.execute(
                 "UPDATE item SET not_before_ms = ?, begun = ?, generation = generation + ?,"
                 " begun_ms = begun_ms * ?, crash_count = 0, claim_crash_count = 0,"
@@ -349,11 +349,13 @@ class Items(Connection):
 
         await self._write(write, fence)
 
-    def _require_claim(self, item: Item, fence: int) -> None:
-        row = self._row("SELECT state, fence FROM item WHERE id = ?", (item.id,))
+    def _require_claim(self, item: Item, fence: int, *, wanted: bool = False) -> None:
+        row = self._row("SELECT state, fence, stop_ms FROM item WHERE id = ?", (item.id,))
         worked = row is not None and row["state"] in (ItemState.CLAIMED, ItemState.DELIVERING)
         if row is None or not worked or row["fence"] != fence:
             raise LeaseLost("another claim", "its end")
+        if wanted and row["stop_ms"]:
+            raise Stopped
 
     def _set_state(self, item_id: str, state: ItemState, reason: str, next_try_ms: int = 0) -> None:
         # Whatever waits again was tried before: it holds the head of its lane.

@@ -7,11 +7,12 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from homeroom.items import Accepted, Decision, ItemKind, NewItem
+from homeroom.items import Accepted, Decision, ItemKind, NewItem, lane_of_turns
 from homeroom.model import EventId, GhostId, Mapping, RoomEvent, RoomId
 from homeroom.residence import Claim, Guest
 from homeroom.store.claims import Claims
 from homeroom.store.mappings import read_mapping
+from homeroom.store.stops import Stops
 
 Decide = Callable[[RoomEvent, Mapping, int], Decision]
 """(event, the mapping of its room, how many people are in the room) -> what becomes of it. Pure."""
@@ -24,7 +25,7 @@ _TOO_MANY = "too many at once"
 """Begins the outcome of what came too late and found its lane full."""
 
 
-class Routing(Claims):
+class Routing(Claims, Stops):
     """Statements about what becomes of events."""
 
     def _residents(self, room_id: str) -> list[Mapping]:
@@ -87,6 +88,10 @@ class Routing(Claims):
                     decisions[number] = self._answer_held(room_id, decision, judge)
                 if decision.resumes and self._resume_of(
                     residents[number].agent_id, decision.resumes
+                ):
+                    decisions[number] = replace(decision, items=())
+                if decision.stops and self._stop_turns(
+                    [lane_of_turns(one.agent_id, room_id) for one in residents], decision.stops
                 ):
                     decisions[number] = replace(decision, items=())
             decisions = self._settle(row["seq"], decisions, is_late=row["late_ms"] > 0)
@@ -178,7 +183,7 @@ class Routing(Claims):
                 limit = reached[0]
                 full = f"{limit.most} messages are waiting for {limit.whose}"
                 decisions[number] = (
-                    Decision(f"{_TOO_MANY}: {full}", held=True)
+                    Decision(f"{_TOO_MANY}: {full}", decision.if_held, held=True)
                     if is_late
                     else Decision(f"refused: {full}", decision.if_full)
                 )
@@ -188,7 +193,7 @@ class Routing(Claims):
                 and self._is_backlog_held(seq)
             ):
                 why = f"{_TOO_MANY}: others before it had to be left for later"
-                decisions[number] = Decision(why, held=True)
+                decisions[number] = Decision(why, decision.if_held, held=True)
         items = [item for decision in decisions for item in decision.items]
         # Of several agents those count that it was for.
         said = next(

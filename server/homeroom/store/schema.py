@@ -269,6 +269,18 @@ def m021_how_many_turns_of_an_agent_have_ended(db: Database) -> None:
         db.conn.execute(statement)
 
 
+@migrations()
+def m022_what_is_under_way_can_be_stopped(db: Database) -> None:
+    for statement in (
+        "ALTER TABLE item ADD COLUMN stop_ms INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE item ADD COLUMN stop_who TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE item ADD COLUMN stop_reason TEXT NOT NULL DEFAULT ''",
+        "CREATE INDEX item_stopping ON item (stop_ms)"
+        " WHERE stop_ms > 0 AND state IN ('claimed', 'delivering')",
+    ):
+        db.conn.execute(statement)
+
+
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE lease (
