@@ -19,7 +19,7 @@ import anyio
 
 from homeroom.adopt import adopt
 from homeroom.background import background
-from homeroom.claim import RETRY_CLAIM_S, HomeserverClaim
+from homeroom.claim import LOOK_S, HomeserverClaim
 from homeroom.config import Config
 from homeroom.courtesy import Receipts
 from homeroom.decide import decide, held_notices, presence_items
@@ -269,8 +269,9 @@ class Bridge:
                 elif may_work.is_set():
                     raise LeaseLost(claim.rival, "it is stopped")
                 if self.intake.problem:
-                    await self._refuse_syncs(self.intake.problem, fence)
-                    await anyio.sleep(RETRY_CLAIM_S)
+                    if not claim.is_asking:  # else it is known in a moment
+                        await self._refuse_syncs(self.intake.problem, fence)
+                    await anyio.sleep(LOOK_S)
                     continue
                 syncs = partial(self._run_sync, decide_here, fence)
                 imports = partial(self._run_imports, decide_here, fence)
