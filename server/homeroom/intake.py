@@ -38,9 +38,8 @@ REFUSED_PAUSE_S = 30.0
 
 @dataclass(slots=True)
 class IntakeState:
-    """What health reports of the loop. Times are seconds since the epoch."""
+    """What health reports of the loop."""
 
-    last_answer_at_s: float = 0.0
     problem: str = ""
 
 
@@ -70,7 +69,7 @@ async def run_intake(
             log.warning("sync_failed", extra={"reason": str(error), "next_try_s": round(wait_s, 1)})
             await anyio.sleep(wait_s)
             continue
-        failures, state.problem, state.last_answer_at_s = 0, "", time.time()
+        failures, state.problem = 0, ""
         now_ms = time.time_ns() // 1_000_000
         # Of our own silence a clock tells that nobody sets; of the one before we began, there is
         # the time of day alone.

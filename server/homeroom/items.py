@@ -277,6 +277,8 @@ class ParkedPage:
     next_cursor: str = ""
 
 
+Tell = Callable[[Item], Sequence[NewItem]]
+"""What to tell whom about an item. Pure: stores call it inside of a transaction."""
 TellPair = Callable[[Exchange, Sequence[Home]], Sequence[NewItem]]
 """What the homes of two agents are told of their exchange. Pure: called inside a transaction."""
 

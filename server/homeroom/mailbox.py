@@ -19,7 +19,7 @@ import anyio
 import anyio.abc
 
 from homeroom.errors import HomeroomError, LeaseLost, Unavailable, Uncertain
-from homeroom.items import Item, ItemKind, ItemState, LeaseState, NewItem
+from homeroom.items import Item, ItemKind, ItemState, LeaseState, NewItem, Tell
 from homeroom.model import ItemId, Json
 from homeroom.retry import pause_s
 
@@ -48,8 +48,6 @@ CLOCK_STEP_S = 2.0
 """A clock that went on by so much more or less than time passed was set, or the machine slept."""
 
 Begin = Callable[[], Awaitable[None]]
-Tell = Callable[[Item], Sequence[NewItem]]
-"""What to tell whom about an item. Pure: stores call it inside of a transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +152,6 @@ class Mailbox:
 
     def __init__(self, lanes: Lanes) -> None:
         self._lanes = lanes
-
-    async def put(self, items: Sequence[NewItem]) -> list[ItemId]:
-        """Accepts items durably; a known dedupe key gives the item it has already."""
-        return await self._lanes.put(items)
 
     async def get(self, item_id: ItemId) -> Item:
         """Raises NotFound."""

@@ -6,7 +6,7 @@ import json
 import math
 import secrets
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from homeroom.items import (
     ItemState,
     NewItem,
     Priority,
+    Tell,
     join_turns,
 )
 from homeroom.model import ItemId, Json
@@ -44,10 +45,6 @@ class _Limit(NamedTuple):
     what: str
     whose: str
     most: int
-
-
-Tell = Callable[[Item], Sequence[NewItem]]
-"""What to tell whom about an item. Pure: it is called inside of a transaction."""
 
 
 def _tell_nobody(item: Item) -> Sequence[NewItem]:
