@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlite_utils import Database, Migrations
 
 from homeroom.store.schema_claims import CLAIMS
+from homeroom.store.schema_heads import HEADS
 
 migrations = Migrations("homeroom")
 
@@ -238,6 +239,12 @@ def m019_one_at_a_time_changes_a_memory_block(db: Database) -> None:
         " owner TEXT NOT NULL, until_ms INTEGER NOT NULL, PRIMARY KEY (agent_id, label))"
         " WITHOUT ROWID"
     )
+
+
+@migrations()
+def m020_a_look_for_work_reads_the_heads_of_lanes_alone(db: Database) -> None:
+    for statement in HEADS:
+        db.conn.execute(statement)
 
 
 _SCHEMA = """
