@@ -29,7 +29,7 @@ from homeroom.items import LeaseState
 from homeroom.store.imports import Imports
 from homeroom.store.leases import Leases
 from homeroom.store.rooms import AUDITED_MS, GHOST_IS_OUT, HUB_IS_OUT
-from homeroom.store.routing import Announce, Decide
+from homeroom.store.routing import Announce, Decide, TellUnread
 from homeroom.store.schema import migrations
 from homeroom.store.surface import Surface
 from homeroom.store.troubles import Troubles
@@ -43,6 +43,7 @@ __all__ = [
     "LeaseState",
     "Store",
     "SyncWish",
+    "TellUnread",
     "open_store",
 ]
 

@@ -247,6 +247,16 @@ def m020_a_look_for_work_reads_the_heads_of_lanes_alone(db: Database) -> None:
         db.conn.execute(statement)
 
 
+@migrations()
+def m021_what_nobody_could_read_is_told(db: Database) -> None:
+    for statement in (
+        "ALTER TABLE hub_absence ADD COLUMN out_ms INTEGER NOT NULL DEFAULT 0",
+        "CREATE TABLE unread (room_id TEXT NOT NULL, from_ms INTEGER NOT NULL,"
+        " to_ms INTEGER NOT NULL, PRIMARY KEY (room_id, from_ms)) WITHOUT ROWID",
+    ):
+        db.conn.execute(statement)
+
+
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE lease (
