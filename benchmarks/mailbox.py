@@ -32,6 +32,7 @@ BATCH = 50
 """Items of one sample: one commit more or less on a busy disk shall not decide it."""
 WAITING = 1_000
 LANES = 50
+CROWD = 10_000
 LEASE_MS = 6_000
 LEASE_OURS_MS = 3_600_000
 """Nobody renews it here."""
@@ -42,6 +43,7 @@ async def measure(count: int, directory: Path) -> list[Row]:
     directory.mkdir(parents=True)
     rows = [await _cost(count, directory / "cost"), await _through_worker(count, directory)]
     rows += [await _idle_here(count, directory), await _idle_elsewhere(count, directory)]
+    rows.append(await _look(count, directory))
     return [*rows, await _recovery(max(3, count // 8), directory)]
 
 
@@ -192,6 +194,37 @@ async def _idle_elsewhere(count: int, directory: Path) -> Row:
 
         samples = await _idle(count * 4, home / "mailbox.db", put)
     return Row("… put by another process", samples, note="promised: 100 ms and the two commits")
+
+
+# --- what a look costs when nothing may start -----------------------------------------------------
+
+
+async def _look(count: int, directory: Path) -> Row:
+    async with (
+        _all_busy(directory / "many.db", CROWD) as ours,
+        _all_busy(directory / "few.db", LANES) as bare,
+    ):
+        samples, base = await in_turns(count, ours, bare)
+    note = f"behind {LANES} lanes in hand; without: {LANES} waiting"
+    return Row(f"mailbox: a look, {CROWD:,} waiting", samples, base, target=1.5, note=note)
+
+
+@asynccontextmanager
+async def _all_busy(path: Path, waiting: int) -> AsyncIterator[Callable[[], Awaitable[float]]]:
+    """What a look takes (ms) while every lane is worked and so many items wait behind."""
+    async with open_store(path) as store:
+        fence = await take(store, ttl_ms=LEASE_OURS_MS)
+        await store.put([turn(f"lane {n % LANES}", str(n)) for n in range(LANES + waiting)])
+        for _ in range(LANES):
+            assert (await store.claim([ItemKind.TURN], fence))[0]
+
+        async def look() -> float:
+            began_s = perf_counter()
+            for _ in range(BATCH):
+                assert (await store.claim([ItemKind.TURN], fence))[0] is None
+            return (perf_counter() - began_s) * 1000 / BATCH
+
+        yield look
 
 
 # --- how soon work goes on -----------------------------------------------------------------------

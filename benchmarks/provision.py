@@ -153,7 +153,7 @@ async def _settle(app: App) -> SyncReport:
                 print(f"not yet: {error}", file=sys.stderr)
                 await asyncio.sleep(1)
                 continue
-            if not report.planned and app.bridge.intake.last_answer_at_s:
+            if not report.planned and await app._store.get_heard_ms():
                 return report
 
 

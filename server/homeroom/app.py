@@ -237,6 +237,7 @@ class App:
         rooms = examine_rooms(
             await self._store.list_rooms(), await self._store.list_mappings(),
             await self._store.list_claims(), matrix.hub, matrix.is_ghost,
+            await self._store.list_unread(),
         )  # fmt: skip
         report = RoomsReport(
             rooms, tuple(refusals), counts["invitation"], counts["conflict"]

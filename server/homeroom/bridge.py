@@ -19,10 +19,10 @@ import anyio
 
 from homeroom.adopt import adopt
 from homeroom.background import background
-from homeroom.claim import RETRY_CLAIM_S, HomeserverClaim
+from homeroom.claim import LOOK_S, HomeserverClaim
 from homeroom.config import Config
 from homeroom.courtesy import Receipts
-from homeroom.decide import decide, held_notices, presence_items
+from homeroom.decide import decide, held_notices, presence_items, unread_notice
 from homeroom.errors import HomeroomError, LeaseLost, Rejected, Unsupported
 from homeroom.guests import Guests
 from homeroom.intake import IntakeState, run_intake
@@ -271,15 +271,19 @@ class Bridge:
                 elif may_work.is_set():
                     raise LeaseLost(claim.rival, "it is stopped")
                 if self.intake.problem:
-                    await self._refuse_syncs(self.intake.problem, fence)
-                    await anyio.sleep(RETRY_CLAIM_S)
+                    if not claim.is_asking:  # else it is known in a moment
+                        await self._refuse_syncs(self.intake.problem, fence)
+                    await anyio.sleep(LOOK_S)
                     continue
                 syncs = partial(self._run_sync, decide_here, fence)
                 imports = partial(self._run_imports, decide_here, fence)
                 catch_ups = partial(self._run_catch_ups, decide_here, fence)
                 async with background(syncs, imports, catch_ups) as loops:
                     told = (held_notices, Receipts(matrix, loops).show)
-                    intake = partial(run_intake, fence=fence, state=self.intake)
+                    intake = partial(
+                        run_intake, fence=fence, state=self.intake, tell_unread=unread_notice,
+                        reach_ms=self.config.keep_days * DAY_S * 1000,
+                    )  # fmt: skip
                     loops.start_soon(self._run_notice)
                     loops.start_soon(intake, self._store, matrix, decide_here, *told)
                     self._guests = Guests(

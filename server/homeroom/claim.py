@@ -3,7 +3,9 @@
 Owns a note in the hub's account data that says which store runs the bridge. The lease keeps two
 processes over one store apart; this keeps two stores apart, which would answer everything twice.
 Every writing of the note bears a mark that is in the store before: so a note with a mark that the
-store does not know was written over another store, be it a copy of this one.
+store does not know was written over another store, be it a copy of this one. A mark that it knows
+can be that of the store it was copied from, unless the note names the very file: its writer is
+asked, in the note, for a new one, and is believed to be gone only if none comes.
 Invariant: whoever finds another's live note does not read rooms, and never takes it by force.
 """
 
@@ -26,10 +28,11 @@ NOTE_TYPE = "org.homeroom.bridge"
 VALID_S = 90.0
 """A note that was not renewed for so long belongs to a bridge that is gone."""
 RENEW_S = 30.0
-LOOK_S = 10.0
-"""How soon a bridge notices that another store's has come: both read the rooms until then."""
-RETRY_CLAIM_S = 10.0
-"""How soon a bridge that had to stand back looks again."""
+LOOK_S = 3.0
+"""How soon a bridge notices that another's has come or asks, and one that stands back that it may
+go on: a request that the homeserver answers from memory."""
+ANSWER_S = 5.0
+"""Whoever is asked and writes no new note for so long is gone: a look, and what requests take."""
 RELEASE_LIMIT_S = 1.0
 SETTLE_S = 1.0
 """Who takes the homeserver over looks again after this: of two that came at once, both found it
@@ -53,10 +56,16 @@ class HomeserverClaim:
         self._seen: str | None = None
         self._seen_s = 0.0
         self._is_renewed = False
+        self.is_asking = False
+        """Whether it is being found out if the rival, whose note our store knows, is alive."""
+        self._named = ""
+        self._asked = ""
+        self._gone_s = 0.0
+        """When the writer of the note ``_asked`` is gone, unless there is a new one by then."""
 
     async def take(self) -> str:
-        """Writes our note, if it is time to; else why we may not run: another store's bridge does,
-        or nobody can say.
+        """Writes our note, if it is time to; else why we may not run: another store's bridge does
+        or may do so, or nobody can say.
 
         Raises:
             LeaseLost: another process runs the bridge over our own store.
@@ -64,9 +73,12 @@ class HomeserverClaim:
         try:
             note = await self._read()
             if self.rival:
+                if self.is_asking and note.get("mark") != self._asked:
+                    await self._ask(note)
                 return self._taken()
             is_mine = note.get("mark") in self._mine[-1:]
-            if is_mine and time.monotonic() - self._written_s < RENEW_S:
+            is_young = time.monotonic() - self._written_s < RENEW_S
+            if is_mine and is_young and not note.get("asked_by"):
                 return ""
             await self._write(note)
             if not is_mine:
@@ -74,17 +86,38 @@ class HomeserverClaim:
                 await self._read()
             return self._taken() if self.rival else ""
         except (Unavailable, Rejected) as error:
+            self._asked = ""  # nor may whoever was asked have reached the homeserver
             return str(error)
 
     async def _read(self) -> Json:
         """The note there is; notes whose it is."""
         note = await self._matrix.get_account_data(self._matrix.hub, NOTE_TYPE)
-        is_ours = str(note.get("mark")) in (await self._store.get_meta(MARKS)).split()
-        is_live = self._is_live(note)
-        self.rival = str(note.get("owner"))[:100] if is_live and not is_ours else ""
+        mark, is_live = str(note.get("mark")), self._is_live(note)
+        is_known = mark in (await self._store.get_meta(MARKS)).split()
+        is_ours = mark in self._mine or note.get("place") == self._store.place != ""
+        self.is_asking = is_known and not is_ours and self._may_answer(note)
+        is_rivals = self.is_asking or (is_live and not is_known)
+        self.rival = str(note.get("owner"))[:100] if is_rivals else ""
         store_id = await self._store.get_meta("store_id")
         self.is_copied = bool(self.rival) and note.get("store_id") == store_id
         return note
+
+    def _may_answer(self, note: Json) -> bool:
+        """Whether its writer, who has not taken it back, had no time yet to answer us."""
+        return bool(note.get("until_ms")) and (
+            note.get("mark") != self._asked or time.monotonic() < self._gone_s
+        )
+
+    async def _ask(self, note: Json) -> None:
+        """Asks its writer for a new note, in the one there is: it keeps its mark, so that it stays
+        its writer's, and no bridge has to look at a second place."""
+        began_s = time.monotonic()
+        asking = {**note, "asked_by": self._owner}
+        await self._matrix.put_account_data(self._matrix.hub, NOTE_TYPE, asking)
+        log.info("claim_holder_asked", extra={"holder": self.rival})
+        self._asked, now_s = str(note.get("mark")), time.monotonic()
+        # A homeserver that is slow for us is slow for whoever has to read, answer and be read.
+        self._gone_s = now_s + ANSWER_S + 4 * (now_s - began_s)
 
     def _is_live(self, note: Json) -> bool:
         """Whether its writer may be at work still.
@@ -104,7 +137,15 @@ class HomeserverClaim:
         return in_time and now_s - self._seen_s < VALID_S
 
     def _taken(self) -> str:
-        log.warning("homeserver_taken", extra={"by": self.rival, "copy": self.is_copied})
+        if self.is_asking:
+            return (
+                "Another Homeroom with this data directory or a copy of it"
+                f" ({self.rival}) has run the bridge on this homeserver: it is found out whether it"
+                " still does."
+            )
+        if self._named != self.rival:  # not at every look
+            log.warning("homeserver_taken", extra={"by": self.rival, "copy": self.is_copied})
+            self._named = self.rival
         if self.is_copied:
             return (
                 f"Another Homeroom with a copy of this data directory ({self.rival}) runs the"
@@ -146,6 +187,6 @@ class HomeserverClaim:
     async def _put(self, mark: str, until_ms: int) -> None:
         note = {
             "store_id": await self._store.get_meta("store_id"), "owner": self._owner,
-            "fence": self._fence, "mark": mark, "until_ms": until_ms,
+            "fence": self._fence, "mark": mark, "until_ms": until_ms, "place": self._store.place,
         }  # fmt: skip
         await self._matrix.put_account_data(self._matrix.hub, NOTE_TYPE, note)

@@ -23,7 +23,7 @@ from homeroom.items import (
     StopWish,
     lane_of_turns,
 )
-from homeroom.model import AgentId, EventId, Json, Mapping, RoomEvent
+from homeroom.model import AgentId, EventId, Json, Mapping, RoomEvent, Unread
 from homeroom.pauses import asker, resumed_items
 from homeroom.posts import notice_item, plain_label, text_items
 from homeroom.residence import Guest
@@ -40,7 +40,7 @@ from homeroom.times import utc_text
 
 __all__ = [
     "CATCH_UP", "PRIVATE_SCOPE", "chat_items", "decide", "held_notices", "lane_of_turns",
-    "presence_items", "replay_notices",
+    "presence_items", "replay_notices", "unread_notice",
 ]  # fmt: skip
 
 PRIVATE_SCOPE = "private"
@@ -99,6 +99,18 @@ def held_notices(mapping: Mapping, oldest: EventId, count: int, since_ms: int) -
     )
     assert mapping.room_id
     return (notice_item(mapping.ghost, mapping.room_id, None, text, dedupe_key=f"held:{oldest}"),)
+
+
+def unread_notice(mapping: Mapping, unread: Unread) -> Sequence[NewItem]:
+    """What a room is told of a time in which none of ours could read it. Pure."""
+    text = (
+        f"⚠️ What was written here between {utc_text(unread.from_ms)} and"
+        f" {utc_text(unread.to_ms)} could not be read: neither I nor the hub was in the room then,"
+        " and it shows its members nothing of before. Write it again if it still matters."
+    )
+    assert mapping.room_id
+    key = f"unread:{unread.room_id}:{unread.from_ms}"
+    return (notice_item(mapping.ghost, mapping.room_id, None, text, dedupe_key=key),)
 
 
 def _duration(ms: int) -> str:

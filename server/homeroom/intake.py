@@ -7,19 +7,20 @@ events it stands for; a failure of the homeserver is waited out, not counted as 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from collections.abc import Mapping as Dict
 from dataclasses import dataclass, replace
-from functools import partial
 
 import anyio
 
 from homeroom.errors import Rejected, Unavailable
 from homeroom.items import Accepted
 from homeroom.matrix import Matrix
-from homeroom.model import RoomEvent, SyncBatch
+from homeroom.model import Absence, RoomEvent, RoomId, SyncBatch
 from homeroom.retry import pause_s
-from homeroom.store import Announce, Decide, Store
+from homeroom.store import Announce, Decide, Store, TellUnread
 
 log = logging.getLogger(__name__)
 
@@ -38,18 +39,20 @@ REFUSED_PAUSE_S = 30.0
 
 @dataclass(slots=True)
 class IntakeState:
-    """What health reports of the loop. Times are seconds since the epoch."""
+    """What health reports of the loop."""
 
-    last_answer_at_s: float = 0.0
     problem: str = ""
 
 
 async def run_intake(
     store: Store, matrix: Matrix, decide: Decide, announce: Announce,
     on_accepted: Callable[[Accepted], None], *, fence: int, state: IntakeState,
+    tell_unread: TellUnread = lambda *_: (), reach_ms: float = math.inf,
 ) -> None:  # fmt: skip
     """Reads until cancelled; ``on_accepted`` hears of what is safe in the store and must not wait.
 
+    ``tell_unread`` says what a room is told that nobody could read for a time. What was said longer
+    than ``reach_ms`` before the hub came into a room is not looked for.
     A homeserver that is away, or refuses our token, is asked again later; health says so meanwhile.
 
     Raises:
@@ -61,7 +64,7 @@ async def run_intake(
     committed_at_s = float("-inf")
     while True:
         try:
-            batch = await _next(store, matrix, cursor, fence)
+            batch = await _next(store, matrix, cursor, fence, reach_ms)
         except (Unavailable, Rejected) as error:
             failures, live = failures + 1, False
             state.problem = str(error)
@@ -70,7 +73,7 @@ async def run_intake(
             log.warning("sync_failed", extra={"reason": str(error), "next_try_s": round(wait_s, 1)})
             await anyio.sleep(wait_s)
             continue
-        failures, state.problem, state.last_answer_at_s = 0, "", time.time()
+        failures, state.problem = 0, ""
         now_ms = time.time_ns() // 1_000_000
         # Of our own silence a clock tells that nobody sets; of the one before we began, there is
         # the time of day alone.
@@ -87,9 +90,14 @@ async def run_intake(
         # crash does no harm, so the cursor may lag behind by that much, and a post costs no commit
         # when it comes back.
         stale = time.monotonic() - committed_at_s > CURSOR_LAG_S
-        if heard or batch.members or batch.state or batch.left_rooms or stale:
+        if heard or batch.members or batch.state or batch.left_rooms or batch.unread or stale:
             accepted = await store.record_batch(
-                replace(batch, events=heard), decide, matrix.is_ghost, fence, announce
+                replace(batch, events=heard),
+                decide,
+                matrix.is_ghost,
+                fence,
+                announce,
+                tell_unread,
             )
             for newest in accepted:
                 on_accepted(newest)
@@ -97,13 +105,19 @@ async def run_intake(
         cursor = batch.cursor
 
 
-async def _next(store: Store, matrix: Matrix, cursor: str, fence: int) -> SyncBatch:
+async def _next(
+    store: Store, matrix: Matrix, cursor: str, fence: int, reach_ms: float
+) -> SyncBatch:
     """The next step of the sync. A hub that the homeserver has lost is made again first.
 
     Its homeserver then is another one than before, or an older one: the cursor means nothing to
     it, and an audit has to tell what else it lost.
     """
-    absences = partial(store.find_absences, matrix.hub)
+
+    async def absences(rooms: Collection[RoomId]) -> Dict[RoomId, Absence]:
+        found = await store.find_absences(matrix.hub, rooms)
+        return {room: replace(absence, reach_ms=reach_ms) for room, absence in found.items()}
+
     try:
         return await matrix.sync(cursor, LONG_POLL_MS if cursor else 0, absences)
     except Rejected as refusal:
@@ -111,6 +125,7 @@ async def _next(store: Store, matrix: Matrix, cursor: str, fence: int) -> SyncBa
             raise
     log.warning("hub_was_missing")
     await store.ask_audit(fence)
+    await store.note_hub_lost(matrix.hub, fence)
     return await matrix.sync("", 0)
 
 

@@ -176,10 +176,6 @@ class Mailbox:
     def __init__(self, lanes: Lanes) -> None:
         self._lanes = lanes
 
-    async def put(self, items: Sequence[NewItem]) -> list[ItemId]:
-        """Accepts items durably; a known dedupe key gives the item it has already."""
-        return await self._lanes.put(items)
-
     async def get(self, item_id: ItemId) -> Item:
         """Raises NotFound."""
         return await self._lanes.get_item(item_id)

@@ -8,6 +8,7 @@ store, and seconds (``_s``) for durations.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass, field
@@ -253,6 +254,20 @@ class SyncBatch:
     """The homeserver's token after which this came: it stands before all that was left."""
     now_ms: int = 0
     """What the homeserver's clock said when it answered; 0 if it did not tell."""
+    left_ms: Dict[RoomId, int] = field(default_factory=dict)
+    """When the hub went out of ``left_rooms``, as far as that was told."""
+    unread: tuple[Unread, ...] = ()
+    """What was said while none of ours could read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A time (the homeserver's) in which what was said in a room could not be read by any of ours,
+    and never will be."""
+
+    room_id: RoomId
+    from_ms: int
+    to_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +280,12 @@ class Absence:
     """A token from before the hub was put out; empty if nobody saw it leave."""
     was_in: bool = False
     """The hub was there when it was last heard of."""
+    out_ms: int = 0
+    """When it was put out, by the homeserver's clock; 0 if nobody saw it."""
+    known_ms: int = 0
+    """Up to then all that matters of the room is known: its newest message that is."""
+    reach_ms: float = math.inf
+    """What was said so long before the hub came in matters no more."""
 
 
 @dataclass(frozen=True, slots=True)

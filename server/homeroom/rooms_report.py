@@ -13,8 +13,9 @@ from dataclasses import replace
 
 from pydantic import TypeAdapter
 
-from homeroom.model import AgentId, GhostId, Mapping, RoomId, RoomView
+from homeroom.model import AgentId, GhostId, Mapping, RoomId, RoomView, Unread
 from homeroom.residence import Claim, Fault, FaultKind, RoomsReport, RoomState, ServedBy
+from homeroom.times import utc_text
 
 _INVITE_HUB = "invite {hub} there, or let --fix do it"
 _faults = TypeAdapter(tuple[tuple[RoomId, Fault], ...])
@@ -48,13 +49,17 @@ def examine_rooms(
     claims: Iterable[Claim],
     hub: GhostId,
     is_ghost: Callable[[str], bool],
+    unread: Iterable[Unread] = (),
 ) -> tuple[RoomState, ...]:
-    """Every room that an agent serves, or one of ours is in without serving it; homes first."""
+    """Every room that an agent serves, or one of ours is in without serving it; homes first.
+
+    ``unread`` are the times in which none of ours could read a room, and that it was not told of.
+    """
     by_room: dict[RoomId, list[Claim]] = defaultdict(list)
     for claim in claims:
         if claim.is_valid and claim.agent_id in mappings:
             by_room[claim.room_id].append(claim)
-    look = _Look(views, mappings, hub, is_ghost)
+    look = _Look(views, mappings, hub, is_ghost, unread)
     found = [look.at(room_id, mine) for room_id, mine in by_room.items()]
     for room_id, view in views.items():
         # Of a room that the hub has left nothing newer is known; one that was replaced is history.
@@ -66,6 +71,12 @@ def examine_rooms(
     return tuple(sorted(found, key=lambda room: (order[room.kind], room.room_id)))
 
 
+def _not_read(unread: Unread) -> Fault:
+    when = f"between {utc_text(unread.from_ms)} and {utc_text(unread.to_ms)}"
+    detail = f"what was said {when} could not be read: none of ours was in the room"
+    return Fault("failing", detail, "have the agent's user let in: it tells the room then")
+
+
 class _Look:
     def __init__(
         self,
@@ -73,7 +84,9 @@ class _Look:
         mappings: Dict[AgentId, Mapping],
         hub: GhostId,
         is_ghost: Callable[[str], bool],
+        unread: Iterable[Unread],
     ) -> None:
+        self._unread = tuple(unread)
         self._views, self._mappings, self._hub = views, mappings, hub
         self._is_ghost = is_ghost
         self._by_ghost = {mapping.ghost: mapping for mapping in mappings.values()}
@@ -91,6 +104,7 @@ class _Look:
         )
         faults = self._of_claims(state, view, claims) if claims else []
         faults += self._of_strangers(state, view, claims, inside)
+        faults += [_not_read(one) for one in self._unread if one.room_id == room_id and claims]
         return replace(state, faults=tuple(faults))
 
     def _server(self, claim: Claim) -> ServedBy:

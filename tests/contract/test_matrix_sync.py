@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from homeroom.matrix._sync import read_batch
-from homeroom.model import MARKER_TYPE, Absence, RoomEvent, RoomId, SyncBatch
+from homeroom.model import MARKER_TYPE, Absence, RoomEvent, RoomId, SyncBatch, Unread
 from support.fault_proxy import FaultProxy, path
 from support.matrix import (
     as_ghost,
@@ -333,6 +333,99 @@ async def test_where_hub_and_ghost_are_both_out_nothing_is_held_up(
         await matrix.post(other, other_room, text("elsewhere"), "1")
         batch = await matrix.sync(left.cursor, 0, find_nonsense)
         assert {"seen by the hub", "elsewhere"} <= set(bodies(batch.events))
+
+
+@pytest.mark.parametrize("visibility", ["shared", "joined"])
+@pytest.mark.parametrize("who_comes_back", ["hub, ghost", "ghost, hub", "hub"])
+async def test_what_was_said_while_hub_and_ghost_were_out_is_read_or_told_to_be_unreadable(
+    synapse: Homeserver, unique: Unique, who_comes_back: str, visibility: str
+) -> None:
+    ann = unique("ann")
+    person_id = synapse.person(ann)
+    async with (
+        connect(synapse) as matrix,
+        Person.login(synapse.url, ann, PASSWORD) as person,
+    ):
+        ghost, room = await move_in(matrix, unique("agent_pair"), "11", person_id)
+        await person.join(room)
+        await matrix.put_state(
+            ghost, room, "m.room.history_visibility", {"history_visibility": visibility}
+        )
+        cursor = await catch_up(matrix)
+        _member(synapse, ghost, "kick", room, matrix.hub)
+        left = await matrix.sync(cursor, 0)
+        assert left.left_rooms == (room,)
+        await person.say(room, "to the ghost")
+        _member(synapse, ghost, "leave", room, ghost)
+        for number in range(110):  # more than the timeline holds
+            await person.say(room, str(number))
+        for who in who_comes_back.split(", "):
+            user = matrix.hub if who == "hub" else ghost
+            await person._ask("POST", ("rooms", room, "invite"), body={"user_id": user})
+            await matrix.ensure_joined(user, room)
+            await person.say(room, f"with the {who}")
+
+        async def find_absences(rooms: object) -> dict[RoomId, Absence]:
+            return {room: Absence(ghost, left.since, out_ms=left.left_ms[room])}
+
+        for page_size in (500, 40):
+            heard, unread = list[RoomEvent](), list[Unread]()
+            batch = SyncBatch(left.cursor, has_more=True)
+            while batch.has_more:
+                batch = await read_batch(
+                    matrix._wire.ask, matrix.hub, batch.cursor, 0, find_absences,
+                    page_size=page_size, page_limit=2,
+                )  # fmt: skip
+                known = {event.id for event in heard}
+                heard += [e for e in batch.events if e.room_id == room and e.id not in known]
+                unread += batch.unread
+            back = [f"with the {who}" for who in who_comes_back.split(", ")]
+            between = [str(number) for number in range(110)] if visibility == "shared" else []
+            assert bodies(heard) == ["to the ghost", *between, *back]
+            if visibility == "shared":
+                assert not unread
+                continue
+            (one,) = unread
+            said = {event.content.get("body"): event.origin_server_ts_ms for event in heard}
+            assert one.room_id == room and said["to the ghost"] <= one.from_ms < one.to_ms
+            assert one.to_ms <= said[back[0]]
+
+
+async def test_a_room_that_no_token_leads_back_to_is_read_back_to_where_it_is_known(
+    synapse: Homeserver, unique: Unique
+) -> None:
+    async with connect(synapse) as matrix:
+        ghost, room = await move_in(matrix, unique("agent_lost"))
+        for number in range(60):
+            await matrix.post(ghost, room, text(f"long ago {number}"), f"old {number}")
+        known = (await matrix.sync("", 0)).events
+        known_ms = max(event.origin_server_ts_ms for event in known if event.room_id == room)
+        _member(synapse, matrix.hub, "leave", room, matrix.hub)
+        for number in range(250):
+            await matrix.post(ghost, room, text(str(number)), str(number))
+        cursor = await catch_up(matrix)
+        await matrix.invite(ghost, room, matrix.hub)
+        await matrix.ensure_joined(matrix.hub, room)
+
+        async def heard(absence: Absence) -> list[str]:
+            async def find_absences(rooms: object) -> dict[RoomId, Absence]:
+                return {room: absence}
+
+            batch = await read_batch(
+                matrix._wire.ask, matrix.hub, cursor, 0, find_absences, page_size=40
+            )
+            found = list(batch.events)
+            while batch.has_more:
+                batch = await matrix.sync(batch.cursor, 0)
+                found += batch.events
+            return bodies([event for event in found if event.room_id == room])
+
+        every = [str(number) for number in range(250)]
+        back = await heard(Absence(ghost, known_ms=known_ms))
+        assert [body for body in back if not body.startswith("long ago")] == every
+        assert len(back) < len(every) + 40, "and no further"
+        few = await heard(Absence(ghost, known_ms=known_ms, reach_ms=0))
+        assert few == every[-len(few) :] and len(few) <= 100, "what is too old stays where it is"
 
 
 async def test_a_cancelled_sync_ends_at_once(synapse: Homeserver) -> None:

@@ -190,3 +190,28 @@ async def test_an_alias_that_was_taken_away_or_moved_leads_to_the_room_again(hom
             assert home.run("sync", "--audit").returncode == 0
             assert leads_to(home.homeserver, ghost) == room
             assert (await ask(alice, room, "!say after"))["content"]["body"] == "after"
+
+
+async def test_a_room_that_nobody_of_ours_could_read_is_told_once_between_when(home: Home) -> None:
+    ghost = await new_agent(home)
+    async with home.login() as alice:
+        with home.service(**OFTEN) as service:
+            room = await alice.join(await alice.wait_invite())
+            await ask(alice, room, "!say before")
+            visibility = {"history_visibility": "joined"}
+            await alice.send_state(room, "m.room.history_visibility", visibility)
+            leave(home.homeserver, ghost, room)
+            await alice._ask("POST", ("rooms", room, "kick"), body={"user_id": HUB})
+            unheard = await alice.say(room, "!say nobody is here")
+            await service.wait_health(lambda health: "@agent_" in str(health["last_sync"]))
+            for user in (HUB, ghost):
+                await invite(alice, room, user)
+            told = await alice.wait_event(
+                lambda e: "could not be read" in e["content"].get("body", ""), REPLY_S
+            )
+            assert told["room_id"] == room and "between" in told["content"]["body"]
+            assert (await ask(alice, room, "!say after"))["content"]["body"] == "after"
+            assert unheard not in answers_in(await alice.messages(room))
+            await service.wait_in_step()
+            assert sum("could not be read" in body for body in await alice.bodies(room)) == 1
+            assert "could not be read" not in home.run("doctor", "rooms").stdout

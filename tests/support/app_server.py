@@ -98,12 +98,13 @@ class AppServerHarness:
                         raise
                     for agent in await letta.list_agents():
                         if agent.id not in known and agent.name == name:
-                            await letta.delete_agent(agent.id)
+                            await _delete(letta, agent.id)
         raise AssertionError("unreachable")
 
     async def rename_agent(self, agent_id: AgentId, name: str) -> None:
         async with AppServerLetta.connect(self.url, self.token) as letta:
-            await letta.rename_agent(agent_id, name)
+            body = {"name": name}
+            await letta._link.request("agent_update", key=name, agent_id=agent_id, body=body)
 
     async def describe_agent(self, agent_id: AgentId, description: str) -> None:
         async with AppServerLetta.connect(self.url, self.token) as letta:
@@ -142,4 +143,8 @@ class AppServerHarness:
 
     async def delete_agent(self, agent_id: AgentId) -> None:
         async with AppServerLetta.connect(self.url, self.token) as letta:
-            await letta.delete_agent(agent_id)
+            await _delete(letta, agent_id)
+
+
+async def _delete(letta: AppServerLetta, agent_id: AgentId) -> None:
+    await letta._link.request("agent_delete", key=agent_id, agent_id=agent_id)

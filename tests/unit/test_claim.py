@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from homeroom import claim as module
@@ -30,6 +31,7 @@ class Notes:
         self.is_away = False
         self.before_put: anyio.Event | None = None
         """A writing waits for this."""
+        self.put_waits = anyio.Event()
 
     async def get_account_data(self, ghost: str, event_type: str) -> dict[str, Any]:
         assert (ghost, event_type) == (self.hub, NOTE_TYPE)
@@ -39,6 +41,7 @@ class Notes:
 
     async def put_account_data(self, ghost: str, event_type: str, content: Any) -> None:
         if self.before_put:
+            self.put_waits.set()
             await self.before_put.wait()
         if self.is_away:
             raise Unavailable("matrix", "nothing accepts connections")
@@ -115,26 +118,120 @@ async def test_of_two_copies_the_one_that_runs_goes_on_and_the_other_names_it(
         assert not await it.take() and not it.is_copied
 
 
-async def test_a_copy_made_and_started_at_once_stops_the_first_which_does_not_take_it_back(
-    tmp_path: Path, notes: Notes, clock: Clock
-) -> None:
-    """Nothing tells the copy from a successor then; exactly one of the two goes on all the same."""
-    one, two = tmp_path / "one.db", tmp_path / "two.db"
+@asynccontextmanager
+async def running_and_its_copy(
+    directory: Path, notes: Notes
+) -> AsyncIterator[tuple[HomeserverClaim, HomeserverClaim]]:
+    """One that runs, and a copy that was made of its store while it did."""
+    one, two = directory / "one.db", directory / "two.db"
     async with bridge(one, notes, "first") as (first, store):
         assert not await first.take()
         store._conn.execute(f"VACUUM INTO '{two}'")
-        async with bridge(two, notes, "second") as (second, _):
-            assert not await second.take()
-            with anyio.fail_after(5):
-                await first.keep()
-            for _ in range(5):
-                clock.pass_by(module.RENEW_S)
-                assert "second" in await first.take() and first.is_copied
-                await first.release()
-                assert not await second.take() and notes.note["owner"] == "second"
+        async with bridge(two, notes, "copy") as (copy, _):
+            yield first, copy
+
+
+async def test_a_copy_started_at_once_asks_the_first_which_answers_and_goes_on(
+    tmp_path: Path, notes: Notes, clock: Clock
+) -> None:
+    async with running_and_its_copy(tmp_path, notes) as (first, copy):
+        for _ in range(3):
+            assert "it is found out whether it still does" in await copy.take()
+            assert copy.is_asking and copy.is_copied and copy.rival == "first"
+            assert notes.note["owner"] == "first", "nothing is taken"
+        clock.pass_by(module.LOOK_S)
+        assert not await first.take() and "asked_by" not in notes.note
+        for _ in range(5):
             clock.pass_by(module.RENEW_S)
-            await second.release()
-            assert not await first.take()
+            assert "first" in await copy.take() and copy.is_copied and not copy.is_asking
+            await copy.release()
+            assert not await first.take() and notes.note["owner"] == "first"
+        await first.release()
+        assert not await copy.take()
+
+
+async def test_whoever_is_asked_and_stops_is_succeeded_at_once(
+    tmp_path: Path, notes: Notes, clock: Clock
+) -> None:
+    async with running_and_its_copy(tmp_path, notes) as (first, copy):
+        assert await copy.take()
+        await first.release()
+        assert not await copy.take() and notes.note["owner"] == "copy"
+
+
+async def test_whoever_is_asked_in_vain_is_succeeded_and_does_not_take_it_back(
+    tmp_path: Path, notes: Notes, clock: Clock
+) -> None:
+    """It was suspended, say."""
+    async with running_and_its_copy(tmp_path, notes) as (first, copy):
+        clock.wall_s += HOUR_S  # whatever the clock of another machine says
+        assert await copy.take()
+        clock.pass_by(module.ANSWER_S - 0.1)
+        assert await copy.take() and notes.note["owner"] == "first"
+        clock.pass_by(0.1)
+        assert not await copy.take() and notes.note["owner"] == "copy"
+        with anyio.fail_after(5):
+            await first.keep()
+        for _ in range(5):
+            clock.pass_by(module.RENEW_S)
+            assert "copy" in await first.take() and first.is_copied
+            await first.release()
+            assert not await copy.take() and notes.note["owner"] == "copy"
+        await copy.release()
+        assert not await first.take()
+
+
+async def test_nobody_counts_as_gone_who_could_not_reach_the_homeserver_either(
+    tmp_path: Path, notes: Notes, clock: Clock
+) -> None:
+    async with running_and_its_copy(tmp_path, notes) as (first, copy):
+        assert await copy.take()
+        notes.is_away = True
+        clock.pass_by(module.ANSWER_S)
+        assert "nothing accepts connections" in await copy.take()
+        notes.is_away = False
+        assert "it is found out" in await copy.take(), "it is asked anew"
+        clock.pass_by(module.LOOK_S)
+        assert not await first.take()
+        clock.pass_by(module.ANSWER_S)
+        assert "first" in await copy.take() and not copy.is_asking
+
+
+async def test_a_slow_homeserver_leaves_whoever_is_asked_more_time(
+    tmp_path: Path, notes: Notes, clock: Clock
+) -> None:
+    async with running_and_its_copy(tmp_path, notes) as (_, copy):
+        notes.before_put = anyio.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(copy.take)
+            with anyio.fail_after(5):
+                await notes.put_waits.wait()
+            clock.pass_by(2.0)
+            notes.before_put.set()
+        notes.before_put = None
+        clock.pass_by(module.ANSWER_S + 7.9)
+        assert await copy.take(), "a look, its answer and the look at that take as long each"
+        clock.pass_by(0.2)
+        assert not await copy.take()
+
+
+async def test_a_question_that_overwrites_a_new_note_is_answered_all_the_same(
+    tmp_path: Path, notes: Notes, clock: Clock
+) -> None:
+    async with running_and_its_copy(tmp_path, notes) as (first, copy):
+        notes.before_put = anyio.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(copy.take)
+            with anyio.fail_after(5):
+                await notes.put_waits.wait()
+            waiting, notes.before_put = notes.before_put, None
+            clock.pass_by(module.RENEW_S)
+            assert not await first.take(), "renewed between the question's two requests"
+            waiting.set()
+        assert notes.note["asked_by"] == "copy"
+        assert not await first.take() and "asked_by" not in notes.note
+        clock.pass_by(module.ANSWER_S)
+        assert "first" in await copy.take() and not copy.is_asking
 
 
 @pytest.mark.parametrize("who_is_last", ["first", "second"])
@@ -168,6 +265,7 @@ async def test_a_successor_on_the_same_store_need_not_wait_for_the_note_of_the_d
     tmp_path: Path, notes: Notes
 ) -> None:
     async with bridge(tmp_path / "s.db", notes, "dead") as (dead, store):
+        store.place = "this machine, this file"
         assert not await dead.take()
         heir = await claim_over(store, notes, "heir")
         assert not await heir.take() and notes.note["owner"] == "heir"
@@ -177,6 +275,30 @@ async def test_a_successor_on_the_same_store_need_not_wait_for_the_note_of_the_d
             await dead.take()
         assert notes.note["owner"] == "heir"
         assert not await heir.take()
+
+
+async def test_one_that_cannot_tell_its_file_from_a_copy_asks_before_it_succeeds(
+    tmp_path: Path, notes: Notes, clock: Clock
+) -> None:
+    async with bridge(tmp_path / "s.db", notes, "dead") as (dead, store):
+        store.place = ""
+        assert not await dead.take() and not await dead.take()
+        heir = await claim_over(store, notes, "heir")
+        assert await heir.take() and heir.is_asking
+        clock.pass_by(module.ANSWER_S)
+        assert not await heir.take() and notes.note["owner"] == "heir"
+
+
+async def test_a_file_is_told_from_its_copies_and_known_again(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.db", tmp_path / "two.db"
+    places = set()
+    for _ in range(2):
+        async with open_store(one) as store:
+            places.add(store.place)
+    assert len(places) == 1
+    shutil.copy(one, two)
+    async with open_store(two) as store:
+        assert store.place not in places or store.place == ""
 
 
 async def test_a_writing_of_which_nobody_knows_whether_it_came_is_no_rivals(

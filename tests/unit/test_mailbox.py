@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from homeroom.store.item_rows import (
     EXPIRED,
     EXPIRING,
     NOT_ON,
+    OPEN,
     OPEN_TURNS,
     OPEN_TURNS_OF_LANE,
     PUT_OFF,
@@ -579,8 +581,8 @@ async def test_a_look_for_work_does_not_read_what_is_done(tmp_path: Path) -> Non
     async with open_store(tmp_path / "s.db") as store:
         for sql, args, indexes in (
             (STOPPING, (), {"item_stopping"}),
-            (CLAIMABLE.format(held=""), ("turn", 1, 1), {"item_waiting", "item_open"}),
-            (CLAIMABLE.format(held=NOT_ON), ("turn", 1, 1, "a", "a"), {"item_waiting"}),
+            (CLAIMABLE.format(held=""), ("turn", 1, 1), {"lane_head_next", "PRIMARY KEY"}),
+            (CLAIMABLE.format(held=NOT_ON), ("turn", "a", "a", 1, 1), {"lane_head_next"}),
             (PUT_OFF, ("turn", 1), {"item_put_off"}),
             (EXPIRED, (1,), {"item_expiring"}),
             (EXPIRING, (), {"item_expiring"}),
@@ -623,20 +625,54 @@ async def test_with_all_turns_running_a_look_for_a_post_costs_the_same_however_m
         steps = []
         for count in (10, 1_000):
             await store.put([new(f"lane {n}", f"{count}:{n}") for n in range(count)])
-            done = 0
-
-            def step() -> None:
-                nonlocal done
-                done += 1
-
-            store._conn.set_progress_handler(step, 1)
-            await store.claim([POST], fence)
-            store._conn.set_progress_handler(None, 0)
-            steps.append(done)
+            steps.append(await steps_of(store, partial(store.claim, [POST], fence)))
         assert steps[0] and steps[1] < 1.5 * steps[0], steps
 
 
+@pytest.mark.parametrize("why", ["in hand", "put off", "held"])
+async def test_a_look_for_a_turn_costs_the_same_however_many_wait_on_lanes_that_cannot_start(
+    why: str, tmp_path: Path
+) -> None:
+    async with open_store(tmp_path / "s.db") as store:
+        fence = await lease(store)
+        lanes = [f"agent:{n}:x" for n in range(20)]
+        await store.put([new(lane, lane) for lane in lanes])
+        for _ in lanes if why != "held" else ():
+            item, _ = await store.claim([TURN], fence)
+            assert item
+            if why == "put off":
+                await store.retry(item, fence=fence, delay_ms=HOUR_MS, reason="", delivered=False)
+        look = partial(store.claim, [TURN], fence, held=["agent:"] if why == "held" else ())
+        steps = []
+        for count in (1, 500):
+            keys = [(lane, f"{lane}:{count}:{n}") for lane in lanes for n in range(count)]
+            await store.put([new(*of) for of in keys])
+            steps.append(await steps_of(store, look))
+            assert (await look())[0] is None
+        assert steps[0] and steps[1] < 1.1 * steps[0], steps
+
+
+async def steps_of(store: Store, work: Callable[[], Awaitable[object]]) -> int:
+    """How many steps SQLite takes for it: what it costs, whatever else the machine does."""
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        count += 1
+
+    store._conn.set_progress_handler(step, 1)
+    await work()
+    store._conn.set_progress_handler(None, 0)
+    return count
+
+
 # --- against a model -----------------------------------------------------------------------------
+
+
+HEADS_BY_THE_RULE = f"""
+SELECT lane, id, kind, priority FROM item AS i WHERE state = 'waiting' AND NOT EXISTS (
+    SELECT 1 FROM item AS j WHERE j.lane = i.lane AND j.state IN {OPEN}
+    AND (j.rank, j.id) < (i.rank, i.id)) ORDER BY lane"""
 
 
 class MailboxMachine(RuleBasedStateMachine):
@@ -804,6 +840,8 @@ class MailboxMachine(RuleBasedStateMachine):
         assert counts.get("waiting", 0) + worked == open_count
         assert worked == len(self.claimed)
         assert self.store._count(OPEN_TURNS) == open_count
+        heads = [tuple(row) for row in self.store._rows("SELECT * FROM lane_head ORDER BY lane")]
+        assert heads == [tuple(row) for row in self.store._rows(HEADS_BY_THE_RULE)]
         gone = [counts.get(state, 0) for state in ("done", "parked", "cancelled")]
         assert sum(gone) == len(self.ended)
 

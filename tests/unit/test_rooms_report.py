@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homeroom.model import AgentId, GhostId, Mapping, RoomId, RoomView
+from homeroom.model import AgentId, GhostId, Mapping, RoomId, RoomView, Unread
 from homeroom.residence import Claim, RoomsReport, RoomState, Stage
 from homeroom.rooms_report import dump_fixed, examine_rooms, read_fixed, with_fixed
 
@@ -44,6 +44,14 @@ def look(
 
 def kinds(state: RoomState) -> list[str]:
     return [fault.kind for fault in state.faults]
+
+
+def test_what_nobody_could_read_is_shown_until_its_room_was_told() -> None:
+    unread = [Unread(CHAT, 1_000, 61_000), Unread(LOOSE, 1_000, 61_000)]
+    found = examine_rooms({}, ROWS, [Claim(CHAT, AgentId("agent-1"))], HUB, lambda u: True, unread)
+    (room,) = found
+    (fault,) = [fault for fault in room.faults if "could not be read" in fault.detail]
+    assert "between 1970-01-01 00:00:01 UTC and 1970-01-01 00:01:01 UTC" in fault.detail
 
 
 def test_sound_rooms_are_told_with_who_serves_them_since_when() -> None:

@@ -193,14 +193,6 @@ class AppServerLetta:
         # A server that has just started does not know yet which of its models answer.
         return list(listed.get("available_handles") or [e["handle"] for e in listed["entries"]])
 
-    async def rename_agent(self, agent_id: AgentId, name: str) -> Agent:
-        body = {"name": name}
-        answer = await self._link.request("agent_update", key=name, agent_id=agent_id, body=body)
-        return agent_of(answer["agent"])
-
-    async def delete_agent(self, agent_id: AgentId) -> None:
-        await self._link.request("agent_delete", key=agent_id, agent_id=agent_id)
-
     async def open_conversation(
         self, agent_id: AgentId, title: str, like: ConversationId | None = None
     ) -> ConversationId | None:

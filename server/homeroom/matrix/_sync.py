@@ -15,10 +15,11 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from collections.abc import Mapping as Dict
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any, Protocol
 
 from homeroom.errors import Rejected, Unavailable
+from homeroom.matrix._absences import VISIBILITY, Raw, find_unread, merge, walk_back
 from homeroom.model import (
     MARKER_TYPE,
     Absence,
@@ -29,6 +30,7 @@ from homeroom.model import (
     RoomId,
     StateEvent,
     SyncBatch,
+    Unread,
 )
 from homeroom.times import point_in_time_ms
 
@@ -53,6 +55,7 @@ _TYPES = [
     "m.room.member",
     "m.room.encryption",
     "m.room.redaction",
+    VISIBILITY,
     *STATE_TYPES,
 ]
 _TIMELINE_LIMIT = 100
@@ -75,7 +78,7 @@ _SYNC_FILTER = json.dumps(
         "room": {
             "timeline": {"types": _TYPES, "limit": _TIMELINE_LIMIT},
             # Members are never loaded lazily: who is there decides who is invited.
-            "state": {"types": ["m.room.member", *STATE_TYPES]},
+            "state": {"types": ["m.room.member", VISIBILITY, *STATE_TYPES]},
             "ephemeral": _NONE,
             "account_data": _NONE,
         },
@@ -111,14 +114,20 @@ class Ask(Protocol):
 class _Gap:
     """Events of a room after token ``start`` and up to token ``end`` that were not returned yet.
 
-    ``joined_ms`` is when the hub came into the room, if that is why they were not. ``ghost`` is in
-    the room besides the hub, as far as is known."""
+    ``joined_ms`` is when the hub came into the room, if that is why they were not, and ``out_ms``
+    when it went out. ``ghost`` is in the room besides the hub, as far as is known. ``again`` is
+    where the hub begins to read it once more: what it may see and the ghost, which was out, too,
+    may not. ``back_ms`` is when the ghost came back, if the hub had by then: that the ghost reads
+    no further."""
 
     room_id: str
     start: str
     end: str
     joined_ms: int = 0
     ghost: str = ""
+    out_ms: int = 0
+    again: str = ""
+    back_ms: int = 0
 
     def readers(self, hub: GhostId) -> list[GhostId]:
         """Who may read it, the likelier first: a room may show its members only what was said
@@ -135,16 +144,19 @@ class _Room:
     id: str
     timeline: list[dict[str, Any]] = field(default_factory=list)
     gap: _Gap | None = None
-    came_in: bool = False
-    """The hub has come into the room in this step."""
+    came_in: dict[str, int] = field(default_factory=dict)
+    """Who has come into the room, and when, as far as this step tells."""
     was_out: bool = False
+    before: str = ""
+    """The token where the timeline begins, if more lies before it."""
+    visibility: str = "shared"
+    absence: Absence | None = None
 
     def after(self, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """What the room brought in this step, when ``found`` is all that the gap had left."""
         if not self.was_out:
             return found + self.timeline
-        known = {raw.get("event_id") for raw in found}
-        return [raw for raw in self.timeline if raw.get("event_id") not in known] + found
+        return merge(self.timeline, found)
 
 
 @dataclass(slots=True)
@@ -162,6 +174,15 @@ class _Told:
             if (member.room_id, member.user_id) == (room_id, user):
                 last = member.at_ms if member.membership == "join" else 0
         return last
+
+    def left_ms(self, room_id: str, user: str) -> int:
+        """When the user last went out of the room; 0 if that is no news."""
+        return max(
+            (member.at_ms for member in self.members
+             if (member.room_id, member.user_id) == (room_id, user)
+             and member.membership in ("leave", "ban")),
+            default=0,
+        )  # fmt: skip
 
 
 async def read_batch(
@@ -187,18 +208,22 @@ async def read_batch(
             # Not an empty step: whoever takes it for one asks again at once, for ever.
             raise Unavailable("matrix", "what answered its sync does not speak Matrix")
         token = next_batch
-        concerned = [room for room in rooms if room.gap or room.came_in]
+        concerned = [room for room in rooms if room.gap or hub in room.came_in]
         if find_absences and concerned:
             absences = await find_absences([RoomId(room.id) for room in concerned])
             for room in concerned:
                 if absence := absences.get(RoomId(room.id)):
-                    _mind_absence(room, absence, began, token, told.joined_ms(room.id, hub))
+                    _mind_absence(room, absence, began, token, told, hub)
+                    if not room.was_out and room.before:
+                        await _reach_back(ask, hub, room, absence, told, page_size)
 
     events: list[RoomEvent] = []
     open_gaps: list[_Gap] = []
+    unread: list[Unread] = []
     for room in rooms:
-        found, rest, pages = await _read_gap(ask, hub, room.gap, page_size, page_limit)
+        found, rest, pages, is_cut = await _read_gap(ask, hub, room.gap, page_size, page_limit)
         page_limit -= pages
+        unread += _unread_of(room, told, found, hub, is_cut)
         if rest is None:
             found = room.after(found)
         else:
@@ -219,6 +244,8 @@ async def read_batch(
             if (at_ms := told.joined_ms(room.id, hub) or (room.gap.joined_ms if room.gap else 0))
         },
         began,
+        left_ms={room_id: at for room_id in told.left if (at := told.left_ms(room_id, hub))},
+        unread=tuple(unread),
     )
 
 
@@ -235,21 +262,73 @@ async def _ask_sync(ask: Ask, hub: GhostId, token: str, timeout_ms: int) -> dict
     )
 
 
-def _mind_absence(room: _Room, absence: Absence, began: str, end: str, joined_ms: int) -> None:
+def _mind_absence(
+    room: _Room, absence: Absence, began: str, end: str, told: _Told, hub: GhostId
+) -> None:
     """Has the ghost read what the hub was not there for: up to the end of the step, because of
-    what was said while it was out the timeline may have nothing, or holes."""
+    what was said while it was out the timeline may have nothing, or holes. Where the ghost was out,
+    too, the hub reads it after that."""
     start = absence.since or (began if absence.was_in else "")
-    if room.came_in and start:
-        room.gap = _Gap(room.id, start, end, joined_ms, absence.ghost)
-        room.was_out = True
+    if hub in room.came_in and start:
+        ghost, out_ms = absence.ghost, absence.out_ms or told.left_ms(room.id, hub)
+        is_in = bool(told.joined_ms(room.id, ghost))
+        was_in = is_in and room.came_in.get(ghost, 0) <= out_ms
+        joined_ms, again = told.joined_ms(room.id, hub), "" if was_in else start
+        ghost_ms = room.came_in.get(ghost, 0) if is_in else 0
+        back_ms = ghost_ms if again and ghost_ms > joined_ms else 0
+        room.gap = _Gap(room.id, start, end, joined_ms, ghost, out_ms, again, back_ms)
+        room.was_out, room.absence = True, absence
     elif room.gap:
         room.gap = replace(room.gap, ghost=absence.ghost)
 
 
+async def _reach_back(
+    ask: Ask, hub: GhostId, room: _Room, absence: Absence, told: _Told, page_size: int
+) -> None:
+    """Makes the room's gap begin where the room is known, or what was said matters no more: no
+    token leads back to when the hub was there, and the timeline is short."""
+    joined_ms = told.joined_ms(room.id, hub)
+    until_ms = int(max(absence.known_ms, joined_ms - absence.reach_ms))
+    times = [point_in_time_ms(raw.get("origin_server_ts")) for raw in room.timeline]
+    if not joined_ms or min(times, default=joined_ms) <= until_ms:
+        return
+    gap = _Gap(room.id, "", room.before, joined_ms, absence.ghost)
+
+    async def read(end: str) -> tuple[list[Raw], str]:
+        body = await _read_page(ask, hub, gap, page_size, {"dir": "b", "from": end})
+        before = (body or {}).get("end")
+        return _dicts((body or {}).get("chunk")), before if isinstance(before, str) else ""
+
+    start = await walk_back(read, room.before, until_ms)
+    if start != room.before:
+        room.gap = replace(gap, start=start)
+
+
+def _unread_of(
+    room: _Room, told: _Told, found: list[Raw], hub: GhostId, is_cut: bool
+) -> list[Unread]:
+    """When none of ours could read the room, if that is known now. ``is_cut``: nobody of ours may
+    read the rest of its gap any more."""
+    gap = room.gap
+    if gap is None or not gap.joined_ms:
+        return []
+    if is_cut:
+        known = gap.out_ms and gap.out_ms < gap.joined_ms
+        return [Unread(RoomId(room.id), gap.out_ms, gap.joined_ms)] if known else []
+    if room.absence is None:
+        return []
+    one = find_unread(
+        room.id, room.absence, told.members, room.came_in, found, hub=hub, out_ms=gap.out_ms,
+        visibility=room.visibility,
+    )  # fmt: skip
+    return [one] if one else []
+
+
 async def _read_gap(
     ask: Ask, hub: GhostId, gap: _Gap | None, page_size: int, page_limit: int
-) -> tuple[list[dict[str, Any]], _Gap | None, int]:
-    """The gap's events oldest first, what is left of it, and how many pages that took.
+) -> tuple[list[dict[str, Any]], _Gap | None, int, bool]:
+    """The gap's events oldest first, what is left of it, how many pages that took, and whether
+    nobody may read the rest.
 
     One event is asked for even when the pages are used up: it tells an empty gap, whose room is
     done with (a room the hub has just joined), from one that has to wait for the next step. One
@@ -257,25 +336,42 @@ async def _read_gap(
     """
     found: list[dict[str, Any]] = []
     if gap and gap.joined_ms and page_limit <= 0:
-        return found, gap, 0
+        return found, gap, 0, False
     pages = 0
     size = page_size if page_limit > 0 else 1
     while gap is not None and pages < max(page_limit, 1):
         pages += 1
-        if (body := await _read_page(ask, hub, gap, size)) is None:
-            return found, None, pages
-        found += _dicts(body.get("chunk"))
+        stretch = {"dir": "f", "from": gap.start, "to": gap.end}
+        if (body := await _read_page(ask, hub, gap, size, stretch)) is None:
+            return found, None, pages, True
+        chunk = _dicts(body.get("chunk"))
+        back = _place_of_return(chunk, gap)
+        found += chunk[:back]
         end = body.get("end")
-        gap = replace(gap, start=end) if isinstance(end, str) and end != gap.start else None
-    return found, gap, pages
+        if back is None and isinstance(end, str) and end != gap.start:
+            gap = replace(gap, start=end)
+        elif gap.again:
+            gap = _Gap(gap.room_id, gap.again, gap.end, gap.joined_ms, out_ms=gap.out_ms)
+        else:
+            gap = None
+    return found, gap, pages, False
 
 
-async def _read_page(ask: Ask, hub: GhostId, gap: _Gap, size: int) -> dict[str, Any] | None:
-    """The gap's next page; None if nobody of ours may read it any more: hub and ghost are both out
-    of the room, and it must not hold up the others."""
-    query = {
-        "dir": "f", "from": gap.start, "to": gap.end, "limit": str(size), "filter": _PAGE_FILTER,
-    }  # fmt: skip
+def _place_of_return(chunk: list[Raw], gap: _Gap) -> int | None:
+    """Where the ghost comes back after the hub, if the page tells of that."""
+    for number, raw in enumerate(chunk):
+        is_back = _comes_in(raw) and raw.get("state_key") == gap.ghost
+        if is_back and raw.get("origin_server_ts") == gap.back_ms:
+            return number
+    return None
+
+
+async def _read_page(
+    ask: Ask, hub: GhostId, gap: _Gap, size: int, stretch: dict[str, str]
+) -> dict[str, Any] | None:
+    """A page of the gap's room; None if nobody of ours may read it any more: hub and ghost are both
+    out of the room, and it must not hold up the others."""
+    query = {**stretch, "limit": str(size), "filter": _PAGE_FILTER}
     path = ("_matrix", "client", "v3", "rooms", gap.room_id, "messages")
     harmless = (*_CANNOT_READ, *(_NOT_OF_HERE if gap.joined_ms else ()))
     for reader in gap.readers(hub):
@@ -297,13 +393,19 @@ def _read_rooms(body: dict[str, Any], since: str, hub: GhostId) -> tuple[list[_R
             timeline = _dict(_dict(part).get("timeline"))
             room = _Room(room_id, _dicts(timeline.get("events")))
             start = timeline.get("prev_batch")
-            if since and timeline.get("limited") and isinstance(start, str):
-                room.gap = _Gap(room_id, since, start)
+            if timeline.get("limited") and isinstance(start, str):
+                room.before = start
+                room.gap = _Gap(room_id, since, start) if since else None
             rooms.append(room)
             # First what became of the hole before the timeline, then the timeline: the last wins.
             # So nothing of the state is taken from the hole itself, which is read later.
             state = _dicts(_dict(_dict(part).get("state")).get("events"))
-            room.came_in = any(_comes_in(raw, hub) for raw in (*state, *room.timeline))
+            for raw in (*state, *room.timeline):
+                if _comes_in(raw):
+                    at_ms = point_in_time_ms(raw.get("origin_server_ts"))
+                    room.came_in[str(raw.get("state_key"))] = at_ms
+                elif raw.get("type") == VISIBILITY:
+                    room.visibility = str(_dict(raw.get("content")).get("history_visibility"))
             told.members += read_members(room_id, [*state, *room.timeline])
             told.state += read_state(room_id, [*state, *room.timeline])
     for room_id, part in _dict(sections.get("invite")).items():
@@ -315,12 +417,12 @@ def _read_rooms(body: dict[str, Any], since: str, hub: GhostId) -> tuple[list[_R
     return rooms, told
 
 
-def _comes_in(raw: dict[str, Any], user: str) -> bool:
-    """Whether that is the user's coming in, and not a new name of one who is in.
+def _comes_in(raw: dict[str, Any]) -> bool:
+    """Whether that is somebody's coming in, and not a new name of one who is in.
 
     Source: https://spec.matrix.org/v1.16/client-server-api/#room-event-format (``prev_content``).
     """
-    if raw.get("type") != "m.room.member" or raw.get("state_key") != user:
+    if raw.get("type") != "m.room.member":
         return False
     before = _dict(_dict(raw.get("unsigned")).get("prev_content")).get("membership")
     return _dict(raw.get("content")).get("membership") == "join" and before != "join"
@@ -381,7 +483,7 @@ def _read_events(room_id: str, raw_events: Iterable[dict[str, Any]]) -> list[Roo
 def _pack(token: str, gaps: list[_Gap]) -> str:
     if not gaps:
         return token
-    rest = [[gap.room_id, gap.start, gap.end, gap.joined_ms, gap.ghost] for gap in gaps]
+    rest = [list(astuple(gap)) for gap in gaps]
     return _GAPS + json.dumps([token, rest], separators=(",", ":"))
 
 

@@ -29,7 +29,7 @@ from homeroom.items import LeaseState
 from homeroom.store.imports import Imports
 from homeroom.store.leases import Leases
 from homeroom.store.rooms import AUDITED_MS, GHOST_IS_OUT, HUB_IS_OUT
-from homeroom.store.routing import Announce, Decide
+from homeroom.store.routing import Announce, Decide, TellUnread
 from homeroom.store.schema import migrations
 from homeroom.store.speech import Speech
 from homeroom.store.surface import Surface
@@ -44,6 +44,7 @@ __all__ = [
     "LeaseState",
     "Store",
     "SyncWish",
+    "TellUnread",
     "open_store",
 ]
 
@@ -65,6 +66,10 @@ class SyncWish(NamedTuple):
 
 class Store(Leases, Troubles, Imports, Speech, Surface):
     """The one durable state of Homeroom. Every method is one transaction."""
+
+    place: str = ""
+    """Which file this is, on which running machine: what no copy of it shares. Empty if that cannot
+    be told here."""
 
     # --- requests for a sync, from processes that do not run the bridge ---------------------------
 
@@ -142,6 +147,19 @@ class Store(Leases, Troubles, Imports, Speech, Surface):
         return await self._run(read)
 
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""Drawn anew at each start of the machine, which containers on it share and clones of it do not.
+Source: https://man7.org/linux/man-pages/man5/proc_sys_kernel.5.html"""
+
+
+def _place_of(path: Path) -> str:
+    try:
+        boot, file = _BOOT_ID.read_text().strip(), path.stat()
+    except OSError:
+        return ""
+    return f"{boot}/{file.st_dev}/{file.st_ino}"
+
+
 def _is_locked(error: BaseException) -> bool:
     return isinstance(error, sqlite3.OperationalError) and (
         error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -198,6 +216,7 @@ async def open_store(
         raise Rejected("store", f"{path} cannot be opened: {error}") from error
     store = Store(db, now_ms)
     store.max_waiting, store.max_waiting_total = max_waiting, max_waiting_total
+    store.place = _place_of(path)
     try:
         async with background(store.watch):
             yield store

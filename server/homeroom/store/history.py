@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -16,8 +15,8 @@ from homeroom.items import (
     ItemKind,
     ItemState,
     Moved,
-    NewItem,
     Parked,
+    Tell,
 )
 from homeroom.model import EventId, ItemId, RoomId
 from homeroom.store.item_rows import item_of
@@ -45,9 +44,7 @@ class History(Rooms):
         """Raises NotFound, or Misuse if the item is in another state."""
         return await self._run(lambda: self._parked(self._require_parked(item_id)))
 
-    async def replay(
-        self, item_id: ItemId, tell: Callable[[Item], Sequence[NewItem]]
-    ) -> tuple[Item, int]:
+    async def replay(self, item_id: ItemId, tell: Tell) -> tuple[Item, int]:
         """Puts a parked item back at its old place, which is the head of its lane.
 
         Returns it and how many items come first. ``tell`` gives the notices that go along with
@@ -74,9 +71,7 @@ class History(Rooms):
 
         return await self._write(write)
 
-    async def drop(
-        self, item_id: ItemId, reason: str, tell: Callable[[Item], Sequence[NewItem]]
-    ) -> None:
+    async def drop(self, item_id: ItemId, reason: str, tell: Tell) -> None:
         """Ends a parked item as cancelled. ``tell`` gives the notices that go along.
 
         Raises NotFound, or Misuse if it is not parked.

@@ -15,14 +15,15 @@ OPEN = "('waiting', 'claimed', 'delivering')"
 WORKED = "('claimed', 'delivering')"
 """Written out as in the indexes, so that SQLite uses them."""
 
-CLAIMABLE = f"""
-SELECT * FROM item AS i WHERE state = 'waiting' AND kind = ? AND not_before_ms <= ?
-AND (expires_ms = 0 OR expires_ms > ? OR begun)
-AND id = (SELECT j.id FROM item AS j WHERE j.lane = i.lane AND j.state IN {OPEN}
-          ORDER BY j.rank, j.id LIMIT 1)
-{{held}}ORDER BY i.priority DESC, i.id LIMIT 1"""
-"""Filled in with an ``AND`` for each beginning of lanes that wait, or with nothing."""
-NOT_ON = "AND substr(i.lane, 1, length(?)) != ? "
+CLAIMABLE = """
+SELECT i.* FROM lane_head AS h CROSS JOIN item AS i ON i.id = h.item_id
+WHERE h.kind = ? {held}AND i.not_before_ms <= ?
+AND (i.expires_ms = 0 OR i.expires_ms > ? OR i.begun)
+ORDER BY h.priority DESC, h.item_id LIMIT 1"""
+"""Filled in with an ``AND`` for each beginning of lanes that wait, or with nothing. Triggers keep
+the heads: a lane in hand has none, and what waits behind one is not read. ``CROSS``: the heads
+come first (https://sqlite.org/optoverview.html#manual_control_of_query_plans_using_cross_join)."""
+NOT_ON = "AND substr(h.lane, 1, length(?)) != ? "
 PUT_OFF = (
     "SELECT min(not_before_ms) AS at FROM item WHERE state = 'waiting' AND kind = ?"
     " AND not_before_ms > 0 AND not_before_ms > ?"

@@ -188,7 +188,7 @@ class Items(Connection):
         self, kinds: Sequence[ItemKind], now_ms: int, held: Sequence[str]
     ) -> sqlite3.Row | None:
         sql = CLAIMABLE.format(held=NOT_ON * len(held))
-        args = (now_ms, now_ms, *(name for name in held for _ in range(2)))
+        args = (*(name for name in held for _ in range(2)), now_ms, now_ms)
         # One look per kind: an index gives the order of one kind alone.
         looks = (self._row(sql, (kind, *args)) for kind in kinds)
         return min(

@@ -24,7 +24,7 @@ from homeroom.model import (
 from homeroom.store.absences import Absences
 from homeroom.store.claims import GHOST_WAS_PUT_OUT, NOBODY_LEFT, WAS_UPGRADED
 from homeroom.store.mappings import COLUMNS, PLACES, dump_mapping, read_mapping
-from homeroom.store.routing import Announce, Decide, Routing
+from homeroom.store.routing import Announce, Decide, Routing, TellUnread
 from homeroom.store.space import SpaceRow
 
 
@@ -209,14 +209,15 @@ class Rooms(SpaceRow, Absences, Routing):
 
     async def record_batch(
         self, batch: SyncBatch, decide: Decide, is_ghost: Callable[[str], bool], fence: int,
-        announce: Announce = _tell_nothing,
+        announce: Announce = _tell_nothing, tell_unread: TellUnread = _tell_nothing,
     ) -> list[Accepted]:  # fmt: skip
         """Stores events, state, memberships and the cursor, and routes what can be routed: one
         commit.
 
         An event that is there already (by its id) is left alone. A mapping whose room the hub or
         the ghost is no longer in is marked for the next sync, with the problem. What came too late
-        is announced in its room once the backlog is complete.
+        is announced in its room once the backlog is complete, and so is when nobody could read it
+        (``tell_unread``), as soon as a ghost can.
 
         Returns the newest message of each room that was accepted for its agent.
         """
@@ -256,6 +257,7 @@ class Rooms(SpaceRow, Absences, Routing):
                     "INSERT OR REPLACE INTO meta VALUES ('hub_heard_ms', ?)", (str(now),)
                 )
                 self._announce_held(announce)
+                self._announce_unread(tell_unread)
             return accepted
 
         return await self._write(record, fence)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from homeroom.items import Accepted, Decision, ItemKind, NewItem, lane_of_turns
-from homeroom.model import EventId, GhostId, Mapping, RoomEvent, RoomId
+from homeroom.model import EventId, GhostId, Mapping, RoomEvent, RoomId, Unread
 from homeroom.residence import Claim, Guest
 from homeroom.store.claims import Claims
 from homeroom.store.mappings import read_mapping
@@ -19,6 +19,9 @@ Decide = Callable[[RoomEvent, Mapping, int], Decision]
 
 Announce = Callable[[Mapping, EventId, int, int], Sequence[NewItem]]
 """(mapping, oldest held event, how many, since when) -> what its room is told. Pure."""
+
+TellUnread = Callable[[Mapping, Unread], Sequence[NewItem]]
+"""(mapping, a time in which its room could not be read) -> what the room is told. Pure."""
 
 
 _TOO_MANY = "too many at once"
@@ -242,6 +245,25 @@ class Routing(Claims, Stops):
                     "UPDATE event SET held = 2 WHERE room_id = ? AND held > 0 AND held = 1",
                     (row["room_id"],),
                 )
+
+    def _announce_unread(self, tell: TellUnread) -> None:
+        """Tells it once, as the first agent of the room whose ghost is in there again."""
+        for row in self._rows("SELECT * FROM unread"):
+            for resident in self._residents(row["room_id"]):
+                is_in = "SELECT 1 FROM member WHERE room_id = ? AND user_id = ?"
+                is_in += " AND membership = 'join'"
+                if not self._row(is_in, (row["room_id"], resident.ghost)):
+                    continue
+                one = Unread(RoomId(row["room_id"]), row["from_ms"], row["to_ms"])
+                notices = tell(resident, one)
+                for notice in notices:
+                    self._put(notice)
+                if notices:
+                    self._conn.execute(
+                        "DELETE FROM unread WHERE room_id = ? AND from_ms = ?",
+                        (one.room_id, one.from_ms),
+                    )
+                break
 
 
 def _event(row: sqlite3.Row) -> RoomEvent:

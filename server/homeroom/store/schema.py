@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlite_utils import Database, Migrations
 
 from homeroom.store.schema_claims import CLAIMS
+from homeroom.store.schema_heads import HEADS
 
 migrations = Migrations("homeroom")
 
@@ -277,6 +278,22 @@ def m022_what_is_under_way_can_be_stopped(db: Database) -> None:
         "ALTER TABLE item ADD COLUMN stop_reason TEXT NOT NULL DEFAULT ''",
         "CREATE INDEX item_stopping ON item (stop_ms)"
         " WHERE stop_ms > 0 AND state IN ('claimed', 'delivering')",
+    ):
+        db.conn.execute(statement)
+
+
+@migrations()
+def m023_a_look_for_work_reads_the_heads_of_lanes_alone(db: Database) -> None:
+    for statement in HEADS:
+        db.conn.execute(statement)
+
+
+@migrations()
+def m024_what_nobody_could_read_is_told(db: Database) -> None:
+    for statement in (
+        "ALTER TABLE hub_absence ADD COLUMN out_ms INTEGER NOT NULL DEFAULT 0",
+        "CREATE TABLE unread (room_id TEXT NOT NULL, from_ms INTEGER NOT NULL,"
+        " to_ms INTEGER NOT NULL, PRIMARY KEY (room_id, from_ms)) WITHOUT ROWID",
     ):
         db.conn.execute(statement)
 
