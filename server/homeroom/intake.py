@@ -18,7 +18,8 @@ import anyio
 from homeroom.errors import Rejected, Unavailable
 from homeroom.items import Accepted
 from homeroom.matrix import Matrix
-from homeroom.model import Absence, RoomEvent, RoomId, SyncBatch
+from homeroom.model import RoomEvent, RoomId, SyncBatch
+from homeroom.residence import Absence
 from homeroom.retry import pause_s
 from homeroom.store import Announce, Decide, Store, TellUnread
 

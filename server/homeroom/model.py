@@ -8,7 +8,6 @@ store, and seconds (``_s``) for durations.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass, field
@@ -268,24 +267,6 @@ class Unread:
     room_id: RoomId
     from_ms: int
     to_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Absence:
-    """What is known of a room that the hub has just come into, or that has a hole to read."""
-
-    ghost: GhostId
-    """Who was there all the time and may read it, too."""
-    since: str = ""
-    """A token from before the hub was put out; empty if nobody saw it leave."""
-    was_in: bool = False
-    """The hub was there when it was last heard of."""
-    out_ms: int = 0
-    """When it was put out, by the homeserver's clock; 0 if nobody saw it."""
-    known_ms: int = 0
-    """Up to then all that matters of the room is known: its newest message that is."""
-    reach_ms: float = math.inf
-    """What was said so long before the hub came in matters no more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Pure, as ``model`` is, on which it stands. An agent has one home; every other ro
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -95,6 +96,25 @@ class Refusal:
 
 
 # --- what a look at the rooms finds --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """What is known of a room that the hub has just come into, or that has a hole to read."""
+
+    ghost: GhostId
+    """Who was there all the time and may read it, too."""
+    since: str = ""
+    """A token from before the hub was put out; empty if nobody saw it leave."""
+    was_in: bool = False
+    """The hub was there when it was last heard of."""
+    out_ms: int = 0
+    """When it was put out, by the homeserver's clock; 0 if nobody saw it."""
+    known_ms: int = 0
+    """Up to then all that matters of the room is known: its newest message that is."""
+    reach_ms: float = math.inf
+    """What was said so long before the hub came in matters no more."""
+
 
 FaultKind = Literal[
     "conflict", "stale_claim", "stray_ghost", "duplicate", "no_people", "hub_missing", "failing"

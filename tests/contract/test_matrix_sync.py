@@ -9,7 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from homeroom.matrix._sync import read_batch
-from homeroom.model import MARKER_TYPE, Absence, RoomEvent, RoomId, SyncBatch, Unread
+from homeroom.model import MARKER_TYPE, RoomEvent, RoomId, SyncBatch, Unread
+from homeroom.residence import Absence
 from support.fault_proxy import FaultProxy, path
 from support.matrix import (
     as_ghost,

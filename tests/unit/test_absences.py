@@ -11,7 +11,6 @@ from pathlib import Path
 from homeroom.decide import unread_notice
 from homeroom.items import Decision
 from homeroom.model import (
-    Absence,
     AgentId,
     EventId,
     GhostId,
@@ -22,7 +21,7 @@ from homeroom.model import (
     SyncBatch,
     Unread,
 )
-from homeroom.residence import Claim
+from homeroom.residence import Absence, Claim
 from homeroom.store import Store, open_store
 
 HUB = GhostId("@agent_hub:hs.test")

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from collections.abc import Mapping as Dict
 from typing import Any
 
-from homeroom.model import Absence, GhostId, Member, RoomId, Unread
+from homeroom.model import GhostId, Member, RoomId, Unread
+from homeroom.residence import Absence
 from homeroom.times import point_in_time_ms
 
 VISIBILITY = "m.room.history_visibility"
@@ -41,6 +42,28 @@ def merge(timeline: Sequence[Raw], found: Sequence[Raw]) -> list[Raw]:
         raw for number, shared in enumerate(found) for raw in (*before.get(number, ()), shared)
     ]
     return merged + waiting
+
+
+def comes_in(raw: Raw) -> bool:
+    """Whether that is somebody's coming in, and not a new name of one who is in.
+
+    Source: https://spec.matrix.org/v1.16/client-server-api/#room-event-format (``prev_content``).
+    """
+    if raw.get("type") != "m.room.member":
+        return False
+    now, unsigned = raw.get("content"), raw.get("unsigned")
+    before = unsigned.get("prev_content") if isinstance(unsigned, dict) else None
+    was = before.get("membership") if isinstance(before, dict) else None
+    return isinstance(now, dict) and now.get("membership") == "join" and was != "join"
+
+
+def place_of_return(chunk: Sequence[Raw], user: str, back_ms: int) -> int | None:
+    """Where the user comes in at that time; None if the page does not tell of it."""
+    for number, raw in enumerate(chunk):
+        is_then = raw.get("origin_server_ts") == back_ms
+        if is_then and raw.get("state_key") == user and comes_in(raw):
+            return number
+    return None
 
 
 def find_unread(

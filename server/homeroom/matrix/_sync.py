@@ -19,10 +19,17 @@ from dataclasses import astuple, dataclass, field, replace
 from typing import Any, Protocol
 
 from homeroom.errors import Rejected, Unavailable
-from homeroom.matrix._absences import VISIBILITY, Raw, find_unread, merge, walk_back
+from homeroom.matrix._absences import (
+    VISIBILITY,
+    Raw,
+    comes_in,
+    find_unread,
+    merge,
+    place_of_return,
+    walk_back,
+)
 from homeroom.model import (
     MARKER_TYPE,
-    Absence,
     EventId,
     GhostId,
     Member,
@@ -32,6 +39,7 @@ from homeroom.model import (
     SyncBatch,
     Unread,
 )
+from homeroom.residence import Absence
 from homeroom.times import point_in_time_ms
 
 log = logging.getLogger(__name__)
@@ -209,17 +217,15 @@ async def read_batch(
             raise Unavailable("matrix", "what answered its sync does not speak Matrix")
         token = next_batch
         concerned = [room for room in rooms if room.gap or hub in room.came_in]
+        absences: Dict[RoomId, Absence] = {}
         if find_absences and concerned:
             absences = await find_absences([RoomId(room.id) for room in concerned])
-            for room in concerned:
-                if absence := absences.get(RoomId(room.id)):
-                    _mind_absence(room, absence, began, token, told, hub)
-                    if not room.was_out and room.before:
-                        await _reach_back(ask, hub, room, absence, told, page_size)
+        for room in concerned:
+            if absence := absences.get(RoomId(room.id)):
+                _mind_absence(room, absence, began, token, told, hub)
+                await _reach_back(ask, hub, room, absence, told, page_size)
 
-    events: list[RoomEvent] = []
-    open_gaps: list[_Gap] = []
-    unread: list[Unread] = []
+    events, open_gaps, unread = list[RoomEvent](), list[_Gap](), list[Unread]()
     for room in rooms:
         found, rest, pages, is_cut = await _read_gap(ask, hub, room.gap, page_size, page_limit)
         page_limit -= pages
@@ -244,7 +250,7 @@ async def read_batch(
             if (at_ms := told.joined_ms(room.id, hub) or (room.gap.joined_ms if room.gap else 0))
         },
         began,
-        left_ms={room_id: at for room_id in told.left if (at := told.left_ms(room_id, hub))},
+        left_ms={room_id: told.left_ms(room_id, hub) for room_id in told.left},
         unread=tuple(unread),
     )
 
@@ -290,7 +296,7 @@ async def _reach_back(
     joined_ms = told.joined_ms(room.id, hub)
     until_ms = int(max(absence.known_ms, joined_ms - absence.reach_ms))
     times = [point_in_time_ms(raw.get("origin_server_ts")) for raw in room.timeline]
-    if not joined_ms or min(times, default=joined_ms) <= until_ms:
+    if room.was_out or not (room.before and joined_ms) or min(times, default=joined_ms) <= until_ms:
         return
     gap = _Gap(room.id, "", room.before, joined_ms, absence.ghost)
 
@@ -345,7 +351,7 @@ async def _read_gap(
         if (body := await _read_page(ask, hub, gap, size, stretch)) is None:
             return found, None, pages, True
         chunk = _dicts(body.get("chunk"))
-        back = _place_of_return(chunk, gap)
+        back = place_of_return(chunk, gap.ghost, gap.back_ms)
         found += chunk[:back]
         end = body.get("end")
         if back is None and isinstance(end, str) and end != gap.start:
@@ -355,15 +361,6 @@ async def _read_gap(
         else:
             gap = None
     return found, gap, pages, False
-
-
-def _place_of_return(chunk: list[Raw], gap: _Gap) -> int | None:
-    """Where the ghost comes back after the hub, if the page tells of that."""
-    for number, raw in enumerate(chunk):
-        is_back = _comes_in(raw) and raw.get("state_key") == gap.ghost
-        if is_back and raw.get("origin_server_ts") == gap.back_ms:
-            return number
-    return None
 
 
 async def _read_page(
@@ -401,7 +398,7 @@ def _read_rooms(body: dict[str, Any], since: str, hub: GhostId) -> tuple[list[_R
             # So nothing of the state is taken from the hole itself, which is read later.
             state = _dicts(_dict(_dict(part).get("state")).get("events"))
             for raw in (*state, *room.timeline):
-                if _comes_in(raw):
+                if comes_in(raw):
                     at_ms = point_in_time_ms(raw.get("origin_server_ts"))
                     room.came_in[str(raw.get("state_key"))] = at_ms
                 elif raw.get("type") == VISIBILITY:
@@ -415,17 +412,6 @@ def _read_rooms(body: dict[str, Any], since: str, hub: GhostId) -> tuple[list[_R
         told.members += read_members(room_id, own)
     told.left = [RoomId(room_id) for room_id in _dict(sections.get("leave"))]
     return rooms, told
-
-
-def _comes_in(raw: dict[str, Any]) -> bool:
-    """Whether that is somebody's coming in, and not a new name of one who is in.
-
-    Source: https://spec.matrix.org/v1.16/client-server-api/#room-event-format (``prev_content``).
-    """
-    if raw.get("type") != "m.room.member":
-        return False
-    before = _dict(_dict(raw.get("unsigned")).get("prev_content")).get("membership")
-    return _dict(raw.get("content")).get("membership") == "join" and before != "join"
 
 
 def read_state(room_id: str, raw_events: Iterable[dict[str, Any]]) -> list[StateEvent]:

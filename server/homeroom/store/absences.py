@@ -7,7 +7,8 @@ import json
 from collections.abc import Collection
 from functools import partial
 
-from homeroom.model import Absence, GhostId, RoomId, SyncBatch, Unread
+from homeroom.model import GhostId, RoomId, SyncBatch, Unread
+from homeroom.residence import Absence
 from homeroom.store.connection import Connection
 
 _SERVED = "SELECT room_id FROM room_claim WHERE stage IN ('joining', 'open')"
