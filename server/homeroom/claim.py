@@ -36,7 +36,8 @@ ANSWER_S = 5.0
 RELEASE_LIMIT_S = 1.0
 SETTLE_S = 1.0
 """Who takes the homeserver over looks again after this: of two that came at once, both found it
-free, and the homeserver keeps the note that was written last. Longer than a request takes."""
+free, and the homeserver keeps the note that was written last. Longer than a request takes; who
+takes longer to write its note waits until the other has looked again and stands back."""
 MARKS = "bridge_marks"
 """Where the store keeps the marks of the note that is there and of the one to be written."""
 
@@ -70,6 +71,7 @@ class HomeserverClaim:
         Raises:
             LeaseLost: another process runs the bridge over our own store.
         """
+        began_s = time.monotonic()
         try:
             note = await self._read()
             if self.rival:
@@ -82,12 +84,22 @@ class HomeserverClaim:
                 return ""
             await self._write(note)
             if not is_mine:
-                await anyio.sleep(SETTLE_S)
+                await self._settle(self._written_s - began_s)
                 await self._read()
             return self._taken() if self.rival else ""
         except (Unavailable, Rejected) as error:
             self._asked = ""  # nor may whoever was asked have reached the homeserver
             return str(error)
+
+    async def _settle(self, took_s: float) -> None:
+        """Gives another that found it free in the same moment the time to see our note or to write
+        over it. ``took_s`` went by from our look until ours was written: if that was long, another
+        may have written, settled and begun meanwhile, and reads of us at its next look only.
+        """
+        if took_s > SETTLE_S:
+            log.warning("claim_written_late", extra={"took_s": round(took_s, 1)})
+            await anyio.sleep(LOOK_S + took_s)
+        await anyio.sleep(SETTLE_S)
 
     async def _read(self) -> Json:
         """The note there is; notes whose it is."""

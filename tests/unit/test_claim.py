@@ -261,6 +261,33 @@ async def test_of_two_copies_that_find_it_free_together_whoever_wrote_last_goes_
         assert not said[winner] and winner in said[loser]
 
 
+async def test_whoever_writes_late_over_one_that_has_begun_waits_until_that_one_stands_back(
+    tmp_path: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SETTLE_S", 0.05)
+    monkeypatch.setattr(module, "LOOK_S", 0.5)
+    order: list[str] = []
+    one, two = tmp_path / "one.db", tmp_path / "two.db"
+    async with bridge(one, notes, "first") as (first, _), bridge(two, notes, "late") as (late, _):
+        notes.before_put = anyio.Event()
+        async with anyio.create_task_group() as group:
+
+            async def come_late() -> None:
+                assert not await late.take()
+                order.append("begins")
+
+            group.start_soon(come_late)
+            await notes.put_waits.wait()
+            stuck, notes.before_put = notes.before_put, None
+            assert not await first.take()
+            order.append("begins")
+            await anyio.sleep(2 * module.SETTLE_S)
+            stuck.set()
+            await first.keep()
+            order.append("stands back")
+        assert order == ["begins", "stands back", "begins"] and notes.note["owner"] == "late"
+
+
 async def test_a_successor_on_the_same_store_need_not_wait_for_the_note_of_the_dead(
     tmp_path: Path, notes: Notes
 ) -> None:
