@@ -349,6 +349,8 @@ class Mapping:
     """The room was deleted, or nobody is left in it who could let anybody in."""
     alias_room: str | None = None
     """Where its alias pointed when it was last looked at; empty: nowhere, None: never looked at."""
+    made_ms: int = 0
+    """Since when there is this row; 0: since before that was kept."""
     put_back: tuple[tuple[str, int], ...] = ()
     """(``name`` or ``topic``, when in ms) of what we wrote over what somebody else had written."""
 
@@ -360,6 +362,8 @@ class Space:
     room_id: RoomId | None = None
     name: str = ""
     invited: frozenset[str] = frozenset()
+    absent: frozenset[str] = frozenset()
+    """Whom of them it has lost: they left or declined, as the hub saw while it was there."""
     avatar: Avatar = Avatar()
     """The space and the hub, which made it, show the same picture."""
     refused_actions: tuple[tuple[str, str], ...] = ()
