@@ -78,8 +78,7 @@ class ServerInfo:
 
     versions: tuple[str, ...]
     whoami: str
-    """The user our requests as the hub are taken for; empty if there is no hub yet, and it may not
-    be made."""
+    """The user our requests as the hub are taken for; empty: there is no hub yet (``read_only``)."""
 
 
 @asynccontextmanager
