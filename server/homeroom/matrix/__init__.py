@@ -78,7 +78,7 @@ class ServerInfo:
 
     versions: tuple[str, ...]
     whoami: str
-    """The user our requests as the hub are taken for; empty: there is no hub yet (``read_only``)."""
+    """The user our requests as the hub are taken for; empty: there is no hub (``read_only``)."""
 
 
 @asynccontextmanager
