@@ -56,7 +56,7 @@ async def adopt(
         verdict = verdict or await _by_what_matrix_says(home, matrix)
         if verdict is None and decide is not None:
             agent = known.get(home.agent_id) or Agent(home.agent_id, home.agent_name)
-            row = mappings.get(agent.id) or new_mapping(agent, matrix.server_name)
+            row = mappings.get(agent.id) or new_mapping(agent, matrix.server_name, now_ms)
             row = _adopted(row, home, now_ms)
             try:
                 await store.save_mapping(row, decide, fence)

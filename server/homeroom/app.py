@@ -79,7 +79,10 @@ IMPORT_WAIT_S = 600.0
 class App:
     """What Homeroom can do, for tools and commands. Raises the errors of ``homeroom.errors``."""
 
-    def __init__(self, config: Config, store: Store, registration: Registration | None) -> None:
+    def __init__(
+        self, config: Config, store: Store, registration: Registration | None, *,
+        read_only: bool = False,
+    ) -> None:  # fmt: skip
         self.config = config
         self._store, self._registration = store, registration
         self._mailbox = Mailbox(store)
@@ -88,7 +91,7 @@ class App:
         self.matrix: Service[Matrix] | None = None
         if registration:
             self.matrix = Service[Matrix](
-                partial(_open_checked_matrix, config, registration), "matrix"
+                partial(_open_checked_matrix, config, registration, read_only), "matrix"
             )
         self._speaking = Speaking(store)
         self.bridge = Bridge(config, store, self.letta, self.matrix, self._speaking)
@@ -115,7 +118,8 @@ class App:
         self, *, dry_run: bool = False, confirm_removals: bool = False, audit: bool = False,
         invite: str = "", wait_s: float = SYNC_WAIT_S, on_progress: OnSyncProgress | None = None,
     ) -> SyncReport:  # fmt: skip
-        """One reconciliation, carried out by whichever process runs the bridge.
+        """One reconciliation, carried out by whichever process runs the bridge; with ``dry_run``
+        what it would do, found out by this one, which changes nothing.
 
         ``on_progress`` hears how far it has got (None: it has not begun), whenever that changes
         and every ``SYNC_SILENCE_S``.
@@ -127,17 +131,20 @@ class App:
         Raises:
             Misuse: ``invite`` is not one of those who are invited to every agent's room.
             Unsupported: Matrix is not configured.
-            Unavailable: Letta or the process that runs the bridge does not answer.
+            Unavailable: Letta, or within ``wait_s`` the process that runs the bridge, does not
+                answer.
         """
         if invite:
             check_askable(invite, self.config)
         await self.bridge.get_matrix()
         if dry_run:
-            return await self.bridge.reconciler.sync(
-                decide=_never, fence=0, dry_run=True, asked=True,
-                confirm_removals=confirm_removals, audit=audit,
-                invite=[invite] if invite else (),
-            )  # fmt: skip
+            with anyio.move_on_after(wait_s):
+                async with _told_every(SYNC_SILENCE_S, on_progress):
+                    return await self.bridge.preview_sync(
+                        confirm_removals=confirm_removals, audit=audit,
+                        invite=[invite] if invite else (),
+                    )  # fmt: skip
+            raise Unavailable("store", f"looking took longer than {wait_s:.0f} s")
         if invite:
             await self._store.request_errand("invite", invite)
         request = await self._store.request_sync(confirm_removals=confirm_removals, audit=audit)
@@ -170,8 +177,9 @@ class App:
         await self.bridge.get_matrix()
         if dry_run:
             return await self.sync(
-                dry_run=True, confirm_removals=confirm_removals, audit=audit, invite=invite
-            )
+                dry_run=True, confirm_removals=confirm_removals, audit=audit, invite=invite,
+                wait_s=math.inf,
+            )  # fmt: skip
         report = await self.bridge.sync_once(
             on_action, on_progress, confirm_removals=confirm_removals, audit=audit,
             invite=[invite] if invite else (),
@@ -411,8 +419,11 @@ class App:
 
 
 @asynccontextmanager
-async def open_app(config: Config, *, bridge: bool = True) -> AsyncIterator[App]:
+async def open_app(
+    config: Config, *, bridge: bool = True, read_only: bool = False
+) -> AsyncIterator[App]:
     """The app with its loops running; without ``bridge`` it only keeps the services connected.
+    ``read_only``: the homeserver is only looked at, as dry runs do.
 
     Raises:
         ConfigError: the registration file is missing or wrong.
@@ -426,7 +437,7 @@ async def open_app(config: Config, *, bridge: bool = True) -> AsyncIterator[App]
         max_waiting=config.max_waiting,
         max_waiting_total=config.max_waiting_total,
     ) as store:
-        app = App(config, store, registration)
+        app = App(config, store, registration, read_only=read_only)
         # One inside the other: the bridge ends while its services are still there.
         async with background(app.run_services), background(*([app.bridge.run] if bridge else [])):
             yield app
@@ -441,12 +452,23 @@ async def _open_known_letta(config: Config, absence: Absence) -> AsyncIterator[L
 
 
 @asynccontextmanager
-async def _open_checked_matrix(config: Config, registration: Registration) -> AsyncIterator[Matrix]:
-    async with open_matrix(config, registration) as matrix:
+async def _open_checked_matrix(
+    config: Config, registration: Registration, read_only: bool
+) -> AsyncIterator[Matrix]:
+    async with open_matrix(config, registration, read_only=read_only) as matrix:
         info = await matrix.check()
         log.info("homeserver_checked", extra={"hub": info.whoami, "spec": info.versions[-1:]})
         yield matrix
 
 
-def _never(*_: object) -> Any:
-    raise AssertionError("a dry run decides nothing")
+@asynccontextmanager
+async def _told_every(seconds: float, on_progress: OnSyncProgress | None) -> AsyncIterator[None]:
+    """While the block lasts, ``on_progress`` hears so often that it does."""
+
+    async def tell() -> None:
+        while on_progress:
+            await anyio.sleep(seconds)
+            await on_progress(None)
+
+    async with background(tell):
+        yield

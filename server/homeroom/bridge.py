@@ -105,22 +105,34 @@ class Bridge:
     ) -> SyncReport | None:  # fmt: skip
         """One reconciliation by this process; None if another one runs the bridge.
 
-        Nobody has read the hub's sync for a while then, so the rooms themselves are looked at.
+        Where nobody has read the hub's sync for a while, the rooms themselves are looked at.
         """
         async with self._turn() as fence:
             if not fence:
                 return None
             matrix = await self.get_matrix()
-            silent_ms = time.time_ns() // 1_000_000 - await self._store.get_heard_ms()
             progress = ProgressNote(self._store, fence, on_progress)
             async with background(progress.run):
                 report = await self.reconciler.sync(
                     decide=self._decide(matrix), fence=fence, asked=True,
                     confirm_removals=confirm_removals, invite=invite, on_action=on_action,
-                    on_progress=progress.note, audit=audit or silent_ms > SILENT_MS,
+                    on_progress=progress.note, audit=audit or await self._is_silent(),
                 )  # fmt: skip
             await self._store.finish_sync_requests([], dump_report(report), fence)
             return report
+
+    async def preview_sync(
+        self, *, confirm_removals: bool = False, audit: bool = False, invite: Collection[str] = ()
+    ) -> SyncReport:
+        """What ``sync_once`` would do; changes nothing, whoever runs the bridge."""
+        return await self.reconciler.preview(
+            asked=True, confirm_removals=confirm_removals, invite=invite,
+            audit=audit or await self._is_silent(),
+        )  # fmt: skip
+
+    async def _is_silent(self) -> bool:
+        """Whether what the hub's sync told last is so long ago that it may not be so any more."""
+        return time.time_ns() // 1_000_000 - await self._store.get_heard_ms() > SILENT_MS
 
     async def fix_rooms(self) -> list[tuple[RoomId, Fault]] | None:
         """Mends the rooms once, by this process; None if another one, or a loop of this one, runs
@@ -144,22 +156,26 @@ class Bridge:
         async with self._turn() as fence:
             if not fence:
                 return None
-            return await self._adopt(homes, self._decide(await self.get_matrix()), fence)
+            return await self._import(homes, self._decide(await self.get_matrix()), fence)
 
     async def preview_import(self, homes: Sequence[OldHome]) -> list[Adoption]:
-        """What an import would adopt."""
+        """What an import would adopt; changes nothing."""
         return await self._adopt(homes)
+
+    async def _import(
+        self, homes: Sequence[OldHome], decide_here: Decide, fence: int
+    ) -> list[Adoption]:
+        async with self.reconciler.paused():  # or it would make the rooms meanwhile
+            return await self._adopt(homes, decide_here, fence)
 
     async def _adopt(
         self, homes: Sequence[OldHome], decide_here: Decide | None = None, fence: int = 0
     ) -> list[Adoption]:
         letta, matrix = await self.letta.get(), await self.get_matrix()
-        async with self.reconciler.paused():  # or it would make the rooms meanwhile
-            agents = await letta.list_agents()
-            return await adopt(
-                homes, agents, self._store, matrix,
-                now_ms=time.time_ns() // 1_000_000, decide=decide_here, fence=fence,
-            )  # fmt: skip
+        return await adopt(
+            homes, await letta.list_agents(), self._store, matrix,
+            now_ms=time.time_ns() // 1_000_000, decide=decide_here, fence=fence,
+        )  # fmt: skip
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[int]:
@@ -316,7 +332,7 @@ class Bridge:
             changed = self._store.changed
             for request, entries in (await self._store.pending_imports()).items():
                 try:
-                    done = await self._adopt(read_homes(entries), decide_here, fence)
+                    done = await self._import(read_homes(entries), decide_here, fence)
                     text = dump_adoptions(done)
                 except LeaseLost:
                     raise

@@ -11,13 +11,12 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from homeroom.audit import audit
 from homeroom.config import Config
 from homeroom.errors import ConfigError, HomeroomError
-from homeroom.letta import open_letta
+from homeroom.letta import Letta, open_letta
 from homeroom.matrix import Matrix, open_matrix
 from homeroom.model import ghost_localpart
-from homeroom.plan import plan, policy_of
+from homeroom.observing import Observer
 from homeroom.registration import Registration, load_registration
 from homeroom.reports import read_status
 from homeroom.store import open_store
@@ -91,27 +90,34 @@ async def _homes(config: Config, matrix: Matrix) -> Check:
     """What an audit finds that no sync can heal by itself. Nothing of it is recorded."""
     try:
         async with open_store(config.store_path) as store, open_letta(config) as letta:
-            agents = await letta.list_agents()
-            mappings, rooms = await store.list_mappings(), await store.list_rooms()
+
+            async def get_letta() -> Letta:
+                return letta
+
+            async def get_matrix() -> Matrix:
+                return matrix
+
+            observer = Observer(
+                config, store, get_letta, get_matrix, lambda: time.time_ns() // 1_000_000
+            )
+            observed = await observer.observe(asked=False, audit=True)
             report = read_status(*await store.find_last_syncs()).report
     except HomeroomError as error:
         return Check("homes", False, f"cannot be looked at: {error}", "repair what is said above")
-    seen = await audit(matrix, mappings, rooms)
-    now_ms = time.time_ns() // 1_000_000
-    drift = plan(agents, mappings | seen.mappings, seen.rooms, policy_of(config), now_ms)
+    drift, unread = observed.planned, observed.seen.unread if observed.seen else []
     failing = [failure for failure in report.failures if failure.final] if report else []
     problems = [
         *(f"{failure.action.agent_name}: {failure.reason}" for failure in failing),
         *(f"{action.agent_name}: {action.held}" for action in drift if action.held),
-        *(f"could not be looked at: {why}" for why in seen.unread),
+        *(f"could not be looked at: {why}" for why in unread),
     ]
     if problems:
         more = f" (and {len(problems) - PROBLEMS_SHOWN} more)" * (len(problems) > PROBLEMS_SHOWN)
         fix = "do what is said; `homeroom sync --status` has the rest, `homeroom sync` tries again"
         return Check("homes", False, "; ".join(problems[:PROBLEMS_SHOWN]) + more, fix)
-    left = sum(not action.held for action in drift)
+    left = len(drift)  # nothing of it is held back, or it would be a problem
     todo = f", {left} actions left for the next sync" if left else ", all as they should be"
-    return Check("homes", True, f"{len(mappings)} looked at{todo}")
+    return Check("homes", True, f"{len(observed.mappings)} looked at{todo}")
 
 
 def _namespaces(config: Config, registration: Registration) -> Check:

@@ -149,14 +149,15 @@ class Unavailable(HomeroomError):
     """The service did not take the request; nothing was delivered. The same call may work later.
 
     ``what`` says what happened, without the advice. ``foreign``: the reason is the service's own.
+    ``code`` is the service's own, if it answered itself that this request failed.
     """
 
     def __init__(
         self, service: Service, reason: str = "", retry_after_s: float | None = None,
-        *, foreign: bool = False,
+        *, foreign: bool = False, code: str = "",
     ) -> None:  # fmt: skip
         self.service, self.reason, self.retry_after_s = service, reason, retry_after_s
-        self.foreign = foreign
+        self.foreign, self.code = foreign, code
         because = f" ({reason})" if reason else ""
         self.what = f"{_NAMES[service]} is not available{because}."
         self._when = f"Try again in {retry_after_s:.0f} s." if retry_after_s else "Try again later."
@@ -203,6 +204,11 @@ class Uncertain(HomeroomError):
         because = f" ({reason})" if reason else ""
         self.what = f"{_NAMES[service]} did not answer{because}."
         super().__init__(f"{self.what} It may have been delivered.")
+
+
+def was_answered(error: HomeroomError) -> bool:
+    """Whether the service itself said that the request failed: it is there, and done with it."""
+    return isinstance(error, Rejected) or (isinstance(error, Unavailable) and bool(error.code))
 
 
 class LeaseLost(HomeroomError):

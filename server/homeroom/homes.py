@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from homeroom.config import Config
 from homeroom.drift import Word, followed, is_deserted, with_gone_room, with_put_back, without_fight
-from homeroom.errors import Rejected
+from homeroom.errors import Rejected, Unavailable, was_answered
 from homeroom.matrix import MARKER_TYPE, PARENT_TYPE, Matrix, is_gone, parent_content
 from homeroom.model import (
     Action,
@@ -50,11 +50,12 @@ class Homes:
     # --- people ----------------------------------------------------------------------------------
 
     async def observe_people(
-        self, mappings: Dict[AgentId, Mapping], space: Space, policy: Policy,
-        invite: Collection[str], fence: int | None,
+        self, mappings: Dict[AgentId, Mapping], space: Space, absent: frozenset[str],
+        policy: Policy, invite: Collection[str], fence: int | None,
     ) -> tuple[dict[AgentId, Mapping], Space]:  # fmt: skip
         """The rows that forget whom they have invited, and the space, which does so too: people who
-        left the list, or who ask. Recorded unless there is no ``fence``."""
+        left the list, or who ask; and that the space has lost the ``absent``. Recorded unless there
+        is no ``fence``."""
         errands = await self.store.pending_errands("invite")
         asking = {*invite, *errands.values()} & set(policy.invite)
         there = {who: await self.store.list_rooms_of(who) for who in asking}
@@ -62,11 +63,11 @@ class Homes:
         def is_there(room_id: RoomId, who: str) -> bool:
             return room_id in there[who]
 
-        changed, new_space = dict[AgentId, Mapping](), space
+        changed, new_space = dict[AgentId, Mapping](), replace(space, absent=absent)
         if policy.invites:
             changed = observe_list(mappings, policy.invite)
             changed |= ask_again({**mappings, **changed}, asking, is_there)
-            new_space = space_after(space, policy.invite, asking, is_there)
+            new_space = space_after(new_space, policy.invite, asking, is_there)
         if fence is not None:
             if new_space != space:
                 await self.store.save_space(new_space, fence)
@@ -122,10 +123,11 @@ class Homes:
                 return await self._create(
                     matrix, agent, mapping, policy, store_id, parent, decide, fence
                 )
-            except Rejected:
-                # Synapse makes the room first and then invites: one person out of its reach is a
-                # refusal of it all, and yet the room is there. The others are invited one by one.
-                room_id = await matrix.find_room(alias)
+            except (Rejected, Unavailable) as error:
+                # Synapse makes the room first and then invites: one person out of its reach fails
+                # it all (with a 502 if it is their homeserver), and yet the room is there. The
+                # others are invited one by one.
+                room_id = await matrix.find_room(alias) if was_answered(error) else None
                 if room_id is None or not await _enter(matrix, mapping.ghost, room_id):
                     raise
                 alias_room = room_id

@@ -60,7 +60,7 @@ def _read(file: Path) -> list[OldHome]:
 async def _import(config: Config, homes: list[OldHome], dry_run: bool) -> list[Adoption]:
     from homeroom.app import open_app
 
-    async with open_app(config, bridge=False) as app:
+    async with open_app(config, bridge=False, read_only=dry_run) as app:
         return await app.import_homes(homes, dry_run=dry_run)
 
 

@@ -147,7 +147,7 @@ async def _sync(
     from homeroom.app import open_app
     from homeroom.screen import open_sync_screen, print_report
 
-    async with open_app(config, bridge=False) as app:
+    async with open_app(config, bridge=False, read_only=dry_run) as app:
         with open_sync_screen() as screen:
             report = await app.sync_once(
                 screen.on_action,

@@ -261,8 +261,7 @@ class SyncBatch:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A time (the homeserver's) in which what was said in a room could not be read by any of ours,
-    and never will be."""
+    """A time, by the homeserver's clock, of which none of ours can read what a room said."""
 
     room_id: RoomId
     from_ms: int
@@ -351,6 +350,8 @@ class Mapping:
     """The room was deleted, or nobody is left in it who could let anybody in."""
     alias_room: str | None = None
     """Where its alias pointed when it was last looked at; empty: nowhere, None: never looked at."""
+    made_ms: int = 0
+    """Since when there is this row; 0: since before that was kept."""
     put_back: tuple[tuple[str, int], ...] = ()
     """(``name`` or ``topic``, when in ms) of what we wrote over what somebody else had written."""
 
@@ -362,6 +363,8 @@ class Space:
     room_id: RoomId | None = None
     name: str = ""
     invited: frozenset[str] = frozenset()
+    absent: frozenset[str] = frozenset()
+    """Whom of them it has lost: they left or declined, as the hub saw while it was there."""
     avatar: Avatar = Avatar()
     """The space and the hub, which made it, show the same picture."""
     refused_actions: tuple[tuple[str, str], ...] = ()
@@ -432,8 +435,7 @@ class Failure:
     next_try_ms: int = 0
     """When it is tried again by itself; 0: when a person asks for a sync."""
     failures: int = 0
-    """How often in a row something of this agent's failed; 0: its service is away, which is held
-    against nobody."""
+    """How often in a row something of this agent's failed; 0: its service is away, not it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 Owns the counting and the pauses. Does not know what an action does. Invariants: what has failed is
 remembered across a restart; a failure delays nobody but the agent it happened to, and one of an
-action that stands alone (a picture, a place in the space, the past) nothing but that action.
+action that stands alone (a picture, a place in the space, one person's invitation, the past)
+nothing but that action.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from homeroom.model import Action, AgentId, Failure, Mapping, Trouble
-from homeroom.plan_space import LONE_KINDS
+from homeroom.plan_space import AVATAR_KINDS, LONE_KINDS
 from homeroom.retry import SKIP_CAP_S, pause_s, skip_pause_s
 from homeroom.store import Store
 
@@ -39,7 +40,7 @@ class Patience:
     async def forget_but(self, planned: Iterable[Action], fence: int) -> list[AgentId]:
         """Forgets the troubles of which nothing is planned any more. Returns whose homes those
         were about."""
-        still = {(action.agent_id, task) for action in planned for task in ("", task_of(action))}
+        still = {(action.agent_id, task_of(action)) for action in planned}
         healed = [key for key in self._troubles if key not in still]
         for agent_id, task in healed:
             await self.forget(agent_id, fence, task)
@@ -101,3 +102,9 @@ class Patience:
 def task_of(action: Action) -> str:
     """What stands for an action that is put off by itself; empty for one of an agent's home."""
     return f"{action.kind} {action.value}" if action.kind in LONE_KINDS else ""
+
+
+def tasks_ended_by(action: Action) -> set[str]:
+    """The tasks that there is no sense in for the rest of a run in which ``action`` has failed."""
+    kinds = AVATAR_KINDS if action.kind == "upload_avatar" else {action.kind}
+    return {f"{kind} {action.value}" for kind in kinds}

@@ -119,4 +119,6 @@ def space_after(
     refused = tuple(
         pair for pair in space.refused_actions if not pair[0].startswith("@") or pair[0] in keep
     )
-    return replace(space, invited=space.invited & keep, refused_actions=refused)
+    return replace(
+        space, invited=space.invited & keep, absent=space.absent & keep, refused_actions=refused
+    )

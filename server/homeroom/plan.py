@@ -137,8 +137,13 @@ def is_selected(agent: Agent, policy: Policy) -> bool:
     return (
         agent.id in policy.select_ids
         or any(tag in policy.select_tags for tag in agent.tags)
-        or any(fnmatchcase(name, pattern.casefold()) for pattern in policy.select_names)
+        or any(_matches(name, pattern.casefold()) for pattern in policy.select_names)
     )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether they agree, where only ``*`` and ``?`` have a meaning: names have brackets."""
+    return fnmatchcase(name, pattern.replace("[", "[[]"))
 
 
 def room_name(agent: Agent) -> str:
@@ -172,9 +177,10 @@ def marker_of(mapping: Mapping, store_id: str) -> Json:
     return marker | {"ghost": mapping.ghost}
 
 
-def new_mapping(agent: Agent, server_name: str) -> Mapping:
+def new_mapping(agent: Agent, server_name: str, made_ms: int = 0) -> Mapping:
     """The row of an agent for which nothing has been done yet."""
-    return Mapping(agent_id=agent.id, ghost=ghost_of(agent.id, server_name), agent_name=agent.name)
+    ghost = ghost_of(agent.id, server_name)
+    return Mapping(agent_id=agent.id, ghost=ghost, agent_name=agent.name, made_ms=made_ms)
 
 
 def observe_missing(
@@ -239,8 +245,9 @@ def _plan_retirements(
         and now_ms - mapping.missing_since_ms >= policy.retire_after_ms
     ]
     since_ms = max(now_ms - BRAKE_WINDOW_MS, policy.removals_confirmed_ms)
-    lately = sum(m.retired and m.retired_ms > since_ms for m in mappings.values())
-    held, losses, all_there_were = "", len(gone) + lately, len(living) + lately
+    lately = [m for m in mappings.values() if m.retired and m.retired_ms > since_ms]
+    lost = [*gone, *lately]
+    held, losses, all_there_were = "", len(lost), _count_before(lost, living)
     too_many = losses >= BRAKE_COUNT and losses > BRAKE_SHARE * all_there_were
     if too_many and not policy.confirm_removals:
         when = "within a day" if lately else "at once"
@@ -256,6 +263,18 @@ def _plan_retirements(
         )
         for mapping in sorted(gone, key=lambda m: m.agent_id)
     ]  # fmt: skip
+
+
+def _count_before(lost: Collection[Mapping], living: Collection[Mapping]) -> int:
+    """How many agents there were when the first of the ``lost`` went missing.
+
+    Those who came since are no reason to believe that the others are gone: another Letta at the
+    same address comes with as many agents as it likes.
+    """
+    first_ms = min((mapping.missing_since_ms for mapping in lost), default=0)
+    ids = {mapping.agent_id for mapping in lost}
+    others = (mapping for mapping in living if mapping.agent_id not in ids)
+    return len(ids) + sum(not m.made_ms or m.made_ms < first_ms for m in others)
 
 
 def retired_name(mapping: Mapping) -> str:

@@ -30,8 +30,9 @@ from homeroom.model import (
 
 SIDE_KINDS: frozenset[ActionKind] = frozenset(get_args(SideKind))
 """Kinds of which a failure is a matter of that action alone."""
-LONE_KINDS: frozenset[ActionKind] = SIDE_KINDS | {"write_history"}
+LONE_KINDS: frozenset[ActionKind] = SIDE_KINDS | {"write_history", "invite_person"}
 """Kinds of which a failure delays nothing else, so that each is put off by itself."""
+INVITATIONS: frozenset[ActionKind] = frozenset({"invite_person", "invite_to_space"})
 AVATAR_KINDS: frozenset[ActionKind] = frozenset({"upload_avatar", "set_avatar", "set_room_avatar"})
 HUB_SEED = HUB_LOCALPART
 """What the picture of the hub and of the space is drawn from; no id of Letta's is like it."""
@@ -68,6 +69,17 @@ def is_there(space: Space, rooms: Dict[RoomId, RoomView], hub: str) -> bool:
         return False
     view = rooms.get(space.room_id)
     return view is None or not (view.closed or view.members.get(hub, "join") != "join")
+
+
+def absent_from(space: Space, rooms: Dict[RoomId, RoomView], hub: str) -> frozenset[str]:
+    """Whom of those who were invited the space has lost, because they left or declined.
+
+    Where the hub is out, it is as it was before: a space that is deleted puts everybody out.
+    """
+    view = rooms.get(space.room_id) if space.room_id else None
+    if view is None or not view.known or view.members.get(hub) != "join":
+        return space.absent
+    return space.invited - view.users("join", "invite", "knock")
 
 
 def plan_space(
@@ -234,7 +246,8 @@ def apply_to_space(space: Space, action: Action) -> Space:
 
 
 def new_space(space: Space, room_id: RoomId, wish: Surroundings) -> Space:
-    """The row after the space was created: the same call named it and invited everybody."""
+    """The row after the space was created: the same call named it and invited everybody, but for
+    the absent."""
     avatar = with_room(space.avatar, room_id) if wish.avatars else space.avatar
     return replace(
         space, room_id=room_id, name=wish.space_name, invited=frozenset(wish.invite), avatar=avatar,

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, replace
 
 from homeroom.config import Config
-from homeroom.errors import Rejected, Unavailable
+from homeroom.errors import Rejected, Unavailable, was_answered
 from homeroom.homes import told_by_making
 from homeroom.matrix import Matrix
 from homeroom.model import (
@@ -34,6 +34,7 @@ from homeroom.plan_space import (
     AVATAR_KINDS,
     HUB_SEED,
     SIDE_KINDS,
+    absent_from,
     apply_to_space,
     avatar_content,
     is_there,
@@ -78,11 +79,17 @@ class Sides:
         """When each was carried out of late."""
 
     def is_blocked(self, action: Action, mapping: Mapping, around: Around) -> bool:
-        """Whether it has to wait for the space or the room, whose own failure says why."""
-        if action.kind in ("upload_avatar", "set_avatar") or action.kind not in SIDE_KINDS:
+        """Whether it has to wait for space, room or user, whose own failure says why."""
+        if action.kind not in SIDE_KINDS:
+            return False
+        if action.kind in AVATAR_KINDS and not mapping.ghost_ready:
+            return True
+        if action.kind in ("upload_avatar", "set_avatar"):
             return False
         if mapping.room_id is None or mapping.room_gone:
             return True
+        if action.kind == "set_parent" and not mapping.hub_joined:
+            return True  # the user, which does it, may be out of the room; the hub does the rest
         return action.kind != "set_room_avatar" and around.space_id is None
 
     def find_fight(self, action: Action, now_ms: int) -> Failure | None:
@@ -181,8 +188,10 @@ class Sides:
         """The row of the space, found or made."""
         old, wish, policy = around.space, around.policy.surroundings, around.policy
         has_picture = wish.avatars and old.avatar.digest
+        absent = absent_from(old, around.rooms, wish.hub)
+        invite = tuple(person for person in wish.invite if person not in absent)
         spec = space_spec(
-            wish.space_name, wish.invite, policy.invite, self._config.matrix_room_version,
+            wish.space_name, invite, policy.invite, self._config.matrix_room_version,
             await self._store.get_meta("store_id"),
             avatar_content(HUB_SEED, old.avatar) if has_picture else {},
         )  # fmt: skip
@@ -190,21 +199,34 @@ class Sides:
         if found is None:
             try:
                 made = await matrix.create_room(matrix.hub, spec)
-            except Rejected:
+            except (Rejected, Unavailable) as error:
                 # It may be there, and only somebody who was to be invited out of reach.
-                found = await find_space(matrix, spec, old.room_id, around.rooms)
+                if was_answered(error):
+                    found = await find_space(matrix, spec, old.room_id, around.rooms)
                 if found is None:
                     raise
         if made is None:
-            # What it is called and who is in it is not known: the plan sees to both.
-            alias_room = await matrix.find_room(wish.space_alias) or ""
-            return replace(
-                old, room_id=found, name="", invited=frozenset(), refused_actions=(),
-                alias_room=alias_room,
-            )  # fmt: skip
+            assert found
+            return await self._row_of_found(matrix, found, absent, around)
         await self._store.save_told(told_by_making(matrix.hub, matrix, made, spec), around.fence)
         around.rooms.update(await self._store.list_rooms(made))
         return new_space(old, made, wish)
+
+    async def _row_of_found(
+        self, matrix: Matrix, room_id: RoomId, absent: frozenset[str], around: Around
+    ) -> Space:
+        """The row of a space that was there already: what it is called is for the plan to see to;
+        who is known there was invited before, and may have left since."""
+        told, wish = dict[RoomId, RoomTold](), around.policy.surroundings
+        await look_at_space(matrix, room_id, around.rooms, told)
+        if room_id in told:
+            await self._store.save_seen(room_id, told[room_id], around.fence)
+        known = around.rooms[room_id].users("join", "invite", "leave", "ban")
+        return replace(
+            around.space, room_id=room_id, name="", refused_actions=(),
+            invited=(known | absent) & frozenset(wish.invite),
+            alias_room=await matrix.find_room(wish.space_alias) or "",
+        )  # fmt: skip
 
     async def record(self, changes: list[StateEvent], around: Around) -> None:
         """Notes state that was set, in the store and for the rest of this run."""

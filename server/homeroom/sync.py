@@ -20,12 +20,18 @@ from typing import TypeVar
 import anyio
 
 from homeroom.adopt import mark_room
-from homeroom.audit import Seen
-from homeroom.audits import Audits
 from homeroom.breaker import Breaker
 from homeroom.config import Config
 from homeroom.drift import Word
-from homeroom.errors import HomeroomError, LeaseLost, Misuse, Rejected, Unavailable
+from homeroom.errors import (
+    HomeroomError,
+    LeaseLost,
+    Misuse,
+    Rejected,
+    Unavailable,
+    Uncertain,
+    was_answered,
+)
 from homeroom.history import past_items
 from homeroom.homes import Homes
 from homeroom.items import NewItem
@@ -34,7 +40,6 @@ from homeroom.matrix import OUR_FAULT, Matrix
 from homeroom.model import (
     SPACE_AGENT,
     Action,
-    ActionKind,
     Agent,
     AgentId,
     Failure,
@@ -44,15 +49,10 @@ from homeroom.model import (
     RoomId,
     SyncReport,
 )
-from homeroom.patience import Patience, task_of
-from homeroom.plan import (
-    apply_to_mapping,
-    new_mapping,
-    observe_missing,
-    plan,
-    policy_of,
-)
-from homeroom.plan_space import AVATAR_KINDS, LONE_KINDS, SIDE_KINDS, with_refusal
+from homeroom.observing import Observed, Observer
+from homeroom.patience import Patience, task_of, tasks_ended_by
+from homeroom.plan import apply_to_mapping, new_mapping, plan
+from homeroom.plan_space import INVITATIONS, LONE_KINDS, SIDE_KINDS, with_refusal
 from homeroom.sides import Around, Sides
 from homeroom.store import Decide, Store
 from homeroom.sync_run import Failed, OnAction, OnProgress, Run
@@ -89,17 +89,15 @@ class Reconciler:
         self._people_talk = people_talk
         self._one_run, self._one_action = anyio.Lock(), anyio.Lock()
         self._patience = Patience(store, config.skip_after, self._now_ms)
-        # Letta is asked one thing by one asker, so one failure tells all.
-        self._letta_breaker = Breaker("letta", self._now_ms, threshold=1)
         self._matrix_breaker = Breaker("matrix", self._now_ms)
+        self._observer = Observer(config, store, letta, matrix, self._now_ms)
         self._homes, self._sides = Homes(config, store), Sides(config, store)
         self._new_ghosts: set[GhostId] = set()
-        self._audits = Audits(store, matrix, config.audit_interval_s)
 
     @property
     def outages(self) -> tuple[Outage, ...]:
         """The services that are left alone for now."""
-        both = (self._letta_breaker.outage, self._matrix_breaker.outage)
+        both = (self._observer.outage, self._matrix_breaker.outage)
         return tuple(outage for outage in both if outage)
 
     @property
@@ -116,7 +114,6 @@ class Reconciler:
         *,
         decide: Decide,
         fence: int,
-        dry_run: bool = False,
         asked: bool = False,
         confirm_removals: bool = False,
         audit: bool = False,
@@ -136,74 +133,58 @@ class Reconciler:
         """
         async with self._one_run:
             started = time.monotonic()
-            agents = {agent.id: agent for agent in await self._list_agents(asked)}
-            await self._patience.load()
-            mappings, rooms = await self._store.list_mappings(), await self._store.list_rooms()
-            space = await self._store.get_space()
-            now_ms, record = self._now_ms(), None if dry_run else fence
-            seen, space = await self._audits.look(
-                mappings, rooms, space, asked=audit, now_ms=now_ms, fence=record
-            )
-            if seen:
-                mappings, rooms = mappings | seen.mappings, seen.rooms
-            missing = observe_missing(agents.keys(), mappings, now_ms)
-            mappings |= missing
-            policy = replace(
-                policy_of(self._config), ask_again=asked, confirm_removals=confirm_removals,
-                removals_confirmed_ms=await self._store.removals_confirmed_ms(),
+            observed = await self._observer.observe(
+                asked=asked, confirm_removals=confirm_removals, audit=audit, invite=invite,
+                fence=fence,
             )  # fmt: skip
-            changed, space = await self._homes.observe_people(
-                mappings, space, policy, invite, record
-            )
-            mappings |= changed
-            planned = plan(agents.values(), mappings, rooms, policy, now_ms, space)
-            around = Around(space, rooms, policy, fence)
-            run = Run([], agents, mappings, rooms, policy, around, on_action, on_progress, asked)
-            run.extend(planned)
-            if not dry_run:
-                await self._store.save_missing(missing.values(), fence)
-                run.tell("")
-                # At no agent's expense, and whether or not one needs anything: who else would?
-                await self._matrix_breaker.probe(self._probe_matrix, at_once=asked)
-                await self._apply_space(run)
-                await self._apply_all(run, decide, fence, asked)
-                if confirm_removals:
-                    await self._store.confirm_removals(fence)
-            return self._report(run, seen, round(time.monotonic() - started, 3), dry_run)
+            await self._patience.load()
+            run = Run.of(observed, fence, on_action, on_progress, asked)
+            await self._store.save_missing(observed.missing.values(), fence)
+            run.tell("")
+            # At no agent's expense, and whether or not one needs anything: who else would?
+            await self._matrix_breaker.probe(self._probe_matrix, at_once=asked)
+            await self._apply_space(run)
+            await self._apply_all(run, decide, fence)
+            if confirm_removals:
+                await self._store.confirm_removals(fence)
+            return self._report(run, observed, started)
 
-    def _report(self, run: Run, seen: Seen | None, duration_s: float, dry_run: bool) -> SyncReport:
+    async def preview(
+        self, *, asked: bool, confirm_removals: bool = False, audit: bool = False,
+        invite: Collection[str] = (),
+    ) -> SyncReport:  # fmt: skip
+        """What ``sync`` would do now. Changes nothing, so it waits for no sync under way.
+
+        Raises:
+            Unavailable, Rejected: Letta could not list its agents.
+        """
+        started = time.monotonic()
+        observed = await self._observer.observe(
+            asked=asked, confirm_removals=confirm_removals, audit=audit, invite=invite
+        )
+        return self._report(None, observed, started)
+
+    def _report(self, run: Run | None, observed: Observed, started_s: float) -> SyncReport:
+        """``run`` is None after a dry run."""
+        seen = observed.seen
         report = SyncReport(
-            agent_count=len(run.agents),
-            planned=tuple(run.planned),
-            applied=tuple(run.applied),
-            failures=tuple(run.failures),
-            duration_s=duration_s,
-            dry_run=dry_run,
+            agent_count=len(observed.agents),
+            planned=tuple(run.planned if run else observed.planned),
+            applied=tuple(run.applied if run else ()),
+            failures=tuple(run.failures if run else ()),
+            duration_s=round(time.monotonic() - started_s, 3),
+            dry_run=run is None,
             outages=self.outages,
             audited=seen is not None,
             unread=tuple(seen.unread) if seen else (),
         )
         log.info(
-            "sync_finished",
+            "sync_finished" if run else "sync_previewed",
             extra={"agents": report.agent_count, "planned": len(report.planned),
                    "applied": len(report.applied), "failed": len(report.failures),
-                   "duration_s": duration_s},
+                   "duration_s": report.duration_s},
         )  # fmt: skip
         return report
-
-    async def _list_agents(self, asked: bool) -> list[Agent]:
-        """All agents. A Letta that is away is asked again after a pause, or when a person asks."""
-        self._letta_breaker.check(at_once=asked)
-        try:
-            agents = await (await self._letta()).list_agents()
-        except HomeroomError as error:
-            self._letta_breaker.failed(error, "list")
-            raise
-        except BaseException:
-            self._letta_breaker.gave_up()
-            raise
-        self._letta_breaker.succeeded()
-        return agents
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
@@ -211,12 +192,12 @@ class Reconciler:
         async with self._one_run:
             yield
 
-    async def _apply_all(self, run: Run, decide: Decide, fence: int, asked: bool) -> None:
+    async def _apply_all(self, run: Run, decide: Decide, fence: int) -> None:
         limiter = anyio.CapacityLimiter(AGENTS_AT_ONCE)
 
-        async def one(agent_id: AgentId, actions: list[Action]) -> None:
+        async def one(agent_id: AgentId, actions: list[Action], waits: bool) -> None:
             async with limiter:
-                await self._apply_agent(run, agent_id, actions, decide, fence)
+                await self._apply_agent(run, agent_id, actions, decide, fence, home_waits=waits)
 
         by_agent: dict[AgentId, list[Action]] = {}
         for action in run.planned:
@@ -225,11 +206,15 @@ class Reconciler:
         await self._forget_healed(run, decide, fence)
         async with anyio.create_task_group() as group:
             for agent_id, mine in by_agent.items():
-                failure = self._patience.put_off(mine[0], run.mappings.get(agent_id))
-                if failure and not asked:
+                first = next((action for action in mine if not task_of(action)), None)
+                failure = None
+                if first and not run.asked:
+                    failure = self._patience.put_off(first, run.mappings.get(agent_id))
+                if failure:
                     run.failures.append(failure)
-                else:
-                    group.start_soon(one, agent_id, mine)
+                todo = [a for a in mine if a.kind in SIDE_KINDS] if failure else mine
+                if todo:
+                    group.start_soon(one, agent_id, todo, failure is not None)
 
     async def _forget_healed(self, run: Run, decide: Decide, fence: int) -> None:
         """Those in trouble for whom nothing is left to do are in trouble no more."""
@@ -250,17 +235,19 @@ class Reconciler:
         return None
 
     async def _apply_agent(
-        self, run: Run, agent_id: AgentId, actions: list[Action], decide: Decide, fence: int
-    ) -> None:
-        """Applies an agent's actions in order; the first failure ends them (a refused invitation
-        does not: the others still count)."""
+        self, run: Run, agent_id: AgentId, actions: list[Action], decide: Decide, fence: int, *,
+        home_waits: bool,
+    ) -> None:  # fmt: skip
+        """Applies an agent's actions in order. The first failure of one that stands not alone ends
+        them; what stands beside the home (``SIDE_KINDS``) is still done where the homeserver
+        answers. ``home_waits``: only such actions are left, because the home is put off."""
         known = run.mappings.get(agent_id)
         agent = run.agents.get(agent_id) or Agent(agent_id, known.agent_name if known else "")
-        mapping = known or new_mapping(agent, run.policy.server_name)
-        queue, dropped = deque(actions), set[ActionKind]()
+        mapping = known or new_mapping(agent, run.policy.server_name, self._now_ms())
+        queue, dropped = deque(actions), set[str]()
         while queue:
-            action, after_s = queue.popleft(), None
-            if action.kind in dropped or self._sides.is_blocked(action, mapping, run.around):
+            action = queue.popleft()
+            if task_of(action) in dropped or self._sides.is_blocked(action, mapping, run.around):
                 continue
             if waits := self._waits(action):
                 run.failures.append(waits)
@@ -277,22 +264,18 @@ class Reconciler:
                     if is_gone or action.kind in ("create_room", "follow_room"):
                         queue = run.plan_again(agent, mapping, queue, dropped)
                     continue
-                failure, after_s = done.failure, done.after_s
-                if action.kind in LONE_KINDS:
-                    mapping, failure = await self._note_lone_failure(
-                        mapping, failure, after_s, decide, fence
-                    )
-            if action.kind in LONE_KINDS:
-                run.failures.append(failure)
-                dropped |= AVATAR_KINDS if action.kind == "upload_avatar" else {action.kind}
-                continue
-            if action.kind == "invite_person" and failure.final:
-                run.failures.append(failure)
-                refused = (*mapping.refused, (action.value, failure.reason))
-                mapping = replace(mapping, refused=tuple(dict(refused).items()))
-                await self._store.save_mapping(mapping, decide, fence)
-                continue
-            run.failures.append(await self._note_trouble(mapping, failure, after_s, decide, fence))
+                if action.kind not in LONE_KINDS:
+                    mapping, failure = await self._note_trouble(mapping, done, decide, fence)
+                    run.failures.append(failure)
+                    if done.is_away:
+                        return
+                    home_waits = True
+                    queue = deque(step for step in queue if step.kind in SIDE_KINDS)
+                    continue
+                mapping, failure = await self._note_lone_failure(mapping, done, decide, fence)
+            run.failures.append(failure)
+            dropped |= tasks_ended_by(action)
+        if home_waits:
             return
         await self._patience.forget(agent_id, fence)
         if mapping.problem:
@@ -301,10 +284,10 @@ class Reconciler:
     async def _apply_space(self, run: Run) -> None:
         """Applies the actions on the space and the hub, each on its own."""
         around, queue = run.around, deque(a for a in run.planned if a.agent_id == SPACE_AGENT)
-        dropped = set[ActionKind]()
+        dropped = set[str]()
         while queue:
             action = queue.popleft()
-            if action.held or action.kind in dropped:
+            if action.held or task_of(action) in dropped:
                 continue
             failure = self._waits(action) or self._find_pause(action, run)
             if failure is None:
@@ -325,7 +308,7 @@ class Reconciler:
                 else:
                     failure = await self._patience.note(failure, done.after_s, around.fence)
             run.failures.append(failure)
-            dropped |= AVATAR_KINDS if action.kind == "upload_avatar" else set()
+            dropped |= tasks_ended_by(action)
 
     async def _apply_to_space(self, action: Action, around: Around) -> None:
         await self._sides.apply_to_space(await self._matrix(), action, around)
@@ -334,7 +317,7 @@ class Reconciler:
         self, run: Run, action: Action, step: Callable[[], Awaitable[T]]
     ) -> T | Failed:
         """What the step gives, or why it failed; either is told."""
-        failure, after_s = None, None
+        failure, after_s, is_away = None, None, False
         try:
             async with self._beside_people():
                 done = await step()
@@ -344,8 +327,10 @@ class Reconciler:
             # A homeserver that does not know us says nothing about what was asked.
             refused = isinstance(error, Rejected) and error.code not in OUR_FAULT
             failure = Failure(action, str(error), final=refused or isinstance(error, Misuse))
-            self._matrix_breaker.failed(error, action.agent_id)
+            if not _is_about_another_server(action, error, run.policy.server_name):
+                self._matrix_breaker.failed(error, action.agent_id)
             after_s = error.retry_after_s if isinstance(error, Unavailable) else None
+            is_away = isinstance(error, Unavailable | Uncertain) and not was_answered(error)
         except Exception:
             incident = secrets.token_hex(4)
             log.exception("action_failed", extra={"agent": action.agent_id, "incident": incident})
@@ -361,7 +346,7 @@ class Reconciler:
             "action_failed",
             extra={"agent": action.agent_id, "action": action.kind, "reason": failure.reason},
         )
-        return Failed(failure, after_s)
+        return Failed(failure, after_s, is_away)
 
     def _find_pause(self, action: Action, run: Run) -> Failure | None:
         """Why an action that stands alone has to wait, unless a person asked."""
@@ -371,18 +356,22 @@ class Reconciler:
         return fight or self._patience.put_off_alone(action)
 
     async def _note_lone_failure(
-        self, mapping: Mapping, failure: Failure, after_s: float | None, decide: Decide, fence: int
+        self, mapping: Mapping, failed: Failed, decide: Decide, fence: int
     ) -> tuple[Mapping, Failure]:
         """The row, and the failure with when it is tried again: not by itself if it is a refusal,
         which the row remembers."""
+        failure, action = failed.failure, failed.failure.action
         if stored := await self._store.find_mapping(mapping.agent_id):
             mapping = replace(mapping, avatar=stored.avatar)  # an address may have been reserved
         if not failure.final:
-            return mapping, await self._patience.note(failure, after_s, fence)
-        if failure.action.kind == "write_history":
+            return mapping, await self._patience.note(failure, failed.after_s, fence)
+        if action.kind == "write_history":
             mapping = replace(mapping, history_due=False)
+        elif action.kind == "invite_person":
+            refused = dict(mapping.refused) | {action.value: failure.reason}
+            mapping = replace(mapping, refused=tuple(refused.items()))
         else:
-            mapping = with_refusal(mapping, failure.action, failure.reason)
+            mapping = with_refusal(mapping, action, failure.reason)
         await self._store.save_mapping(mapping, decide, fence)
         return mapping, failure
 
@@ -399,14 +388,16 @@ class Reconciler:
                 await anyio.sleep(min(time.monotonic() - began_s, LONGEST_PAUSE_S))
 
     async def _note_trouble(
-        self, mapping: Mapping, failure: Failure, after_s: float | None, decide: Decide, fence: int
-    ) -> Failure:
-        """Puts the agent off. Returns the failure with when it is tried again."""
+        self, mapping: Mapping, failed: Failed, decide: Decide, fence: int
+    ) -> tuple[Mapping, Failure]:
+        """Puts the agent off. Returns its row, and the failure with when it is tried again."""
+        reason = failed.failure.reason
         if stored := await self._store.find_mapping(mapping.agent_id):
             # A write that failed may have been carried out: what the row has forgotten stays so.
             mapping = replace(mapping, room_name=stored.room_name, topic=stored.topic)
-        await self._store.save_mapping(replace(mapping, problem=failure.reason), decide, fence)
-        return await self._patience.note(failure, after_s, fence)
+        mapping = replace(mapping, problem=reason)
+        await self._store.save_mapping(mapping, decide, fence)
+        return mapping, await self._patience.note(failed.failure, failed.after_s, fence)
 
     async def _apply(
         self, action: Action, agent: Agent, mapping: Mapping, run: Run,
@@ -467,3 +458,11 @@ class Reconciler:
         then = self._presence(replace(mapping, missing_since_ms=since_ms)) if tells else past
         await self._store.save_mapping(mapping, decide, fence, then, joined=is_in)
         return mapping
+
+
+def _is_about_another_server(action: Action, error: HomeroomError, server_name: str) -> bool:
+    """Whether an invitation failed in a way that says nothing of our own homeserver: it reaches
+    that of whoever is invited, and if that is away it answers with a 502."""
+    if action.kind not in INVITATIONS or not isinstance(error, Unavailable | Uncertain):
+        return False
+    return was_answered(error) or not action.value.endswith(f":{server_name}")

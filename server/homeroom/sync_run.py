@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from homeroom.model import (
     Action,
-    ActionKind,
     Agent,
     AgentId,
     Failure,
@@ -20,6 +19,8 @@ from homeroom.model import (
     RoomView,
     SyncProgress,
 )
+from homeroom.observing import Observed
+from homeroom.patience import task_of
 from homeroom.plan import Policy, plan
 from homeroom.sides import Around
 
@@ -44,6 +45,21 @@ class Run:
     total: int = 0
     """Planned actions that are not held back."""
 
+    @classmethod
+    def of(
+        cls, observed: Observed, fence: int, on_action: OnAction, on_progress: OnProgress,
+        asked: bool,
+    ) -> Run:  # fmt: skip
+        """The run that does what a look has shown to be needed."""
+        rooms, policy = observed.rooms, observed.policy
+        around = Around(observed.space, rooms, policy, fence)
+        run = cls(
+            [], observed.agents, observed.mappings, rooms, policy, around, on_action, on_progress,
+            asked,
+        )  # fmt: skip
+        run.extend(observed.planned)
+        return run
+
     def tell(self, agent_name: str) -> None:
         """Tells how far it has got."""
         self.on_progress(SyncProgress(self.tried, self.total, agent_name))
@@ -55,12 +71,13 @@ class Run:
             self.total += not action.held
 
     def plan_again(
-        self, agent: Agent, mapping: Mapping, queue: deque[Action], dropped: Collection[ActionKind]
+        self, agent: Agent, mapping: Mapping, queue: deque[Action], dropped: Collection[str]
     ) -> deque[Action]:
-        """What is to be done for the agent now, instead of what is left in ``queue``."""
+        """What is to be done for the agent now, instead of what is left in ``queue``, and without
+        the tasks ``dropped``."""
         around = self.around
         left = plan([agent], {agent.id: mapping}, around.rooms, self.policy, 0, around.space)
-        steps = [s for s in left if s.agent_id == agent.id and s.kind not in dropped]
+        steps = [s for s in left if s.agent_id == agent.id and task_of(s) not in dropped]
         for step in queue:
             if step not in steps:
                 self.planned.remove(step)
@@ -74,3 +91,5 @@ class Failed:
     failure: Failure
     after_s: float | None
     """Seconds after which the service wants to be asked again; None if it did not say."""
+    is_away: bool
+    """The service gave no answer of its own, so there is no use in asking it more."""

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from homeroom.errors import Rejected, Unavailable, Uncertain
 from homeroom.matrix import MARKER_TYPE, open_matrix
-from homeroom.model import EventId
+from homeroom.model import EventId, RoomId
 from support.matrix import (
     answering,
     as_ghost,
@@ -55,6 +55,23 @@ async def test_the_hub_is_called_homeroom_until_somebody_calls_it_otherwise(
         await matrix.set_display_name(matrix.hub, "")
         await matrix.check()
         assert await matrix.get_display_name(matrix.hub) == "Homeroom"
+
+
+async def test_one_that_only_reads_checks_everything_and_changes_nothing(
+    own_synapse: Homeserver,
+) -> None:
+    reading = open_matrix(matrix_config(own_synapse), own_synapse.registration, read_only=True)
+    async with reading as matrix, connect(own_synapse) as writing:
+        info = await matrix.check()
+        assert "v1.11" in info.versions and info.whoami == ""
+        assert await matrix.find_room("#agent_hub:hs.test") is None
+        assert not (await matrix.inspect_home(matrix.hub, RoomId("!x:hs.test"))).exists
+        with pytest.raises(AssertionError, match="would change something"):
+            await matrix.ensure_ghost("agent_x")
+        await writing.ensure_ghost("agent_hub")
+        await writing.set_display_name(matrix.hub, "")
+        assert (await matrix.check()).whoami == matrix.hub
+        assert await matrix.get_display_name(matrix.hub) == "", "it is named by those who may"
 
 
 async def test_a_wrong_token_is_rejected_with_what_to_look_at(synapse: Homeserver) -> None:

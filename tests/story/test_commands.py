@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 from mcp import Client
 
+from support.admin import admin_of
 from support.home import Home, on_v1
 from support.talk import REPLY_S, answers, ask
 
@@ -32,7 +33,8 @@ async def test_sync_shows_its_plan_does_it_and_then_finds_nothing_to_do(home: Ho
 @on_v1  # which tells of no new agent: nobody has made the home before it is asked
 async def test_sync_beside_a_running_bridge_is_done_by_the_bridge(home: Home) -> None:
     await home.letta.create_agent("Ada")
-    with home.service(HOMEROOM_SYNC_INTERVAL_S="3600"):
+    with home.service(HOMEROOM_SYNC_INTERVAL_S="3600") as service:
+        await service.wait_in_step()
         await home.letta.create_agent("Brook")
         done = home.run("sync")
         assert done.returncode == 0, done.stderr
@@ -120,6 +122,25 @@ async def test_doctor_passes_on_a_sound_installation_and_names_the_sick_part(hom
     assert sick.returncode == 1
     assert "✗ Letta" in sick.stdout and "HOMEROOM_LETTA_URL" in sick.stdout
     assert "✓ homeserver" in sick.stdout, "one sick part does not hide the others"
+
+
+async def test_doctor_finds_nothing_left_after_a_sync_and_sees_a_space_that_was_purged(
+    own_home: Home,
+) -> None:
+    home = own_home
+    for name in ("Ada", "Brook"):
+        await home.letta.create_agent(name)
+    async with home.login() as alice, admin_of(home.homeserver, "root") as admin:
+        assert home.run("sync").returncode == 0
+        well = home.run("doctor")
+        assert well.returncode == 0, well.stdout
+        assert "2 looked at, all as they should be" in well.stdout
+        await admin.delete_room(await alice.join(await alice.wait_space_invite()))
+        lost = home.run("doctor")
+        assert lost.returncode == 0 and "all as they should be" not in lost.stdout
+        assert "2 looked at, 5 actions left for the next sync" in lost.stdout, lost.stdout
+        planned = home.run("sync", "--audit", "--dry-run")
+        assert "5 actions planned" in planned.stdout, planned.stdout
 
 
 async def test_a_token_the_homeserver_does_not_know_is_diagnosed(home: Home) -> None:

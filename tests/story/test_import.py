@@ -9,7 +9,9 @@ import httpx
 
 from homeroom.model import AgentId, ghost_localpart
 from support.home import Home, on_both_back_ends
+from support.matrix import as_ghost
 from support.old_bridge import SECRET, old_entry, old_home, write
+from support.rooms import new_room
 from support.talk import answers_in, ask
 
 
@@ -91,6 +93,26 @@ async def test_an_import_beside_a_running_bridge_is_done_by_the_bridge(
             assert past not in answers_in(await alice.messages(room))
             assert alice.invites() == []
             assert (await service.health())["bridge"]["runs_here"]
+
+
+async def test_an_old_room_in_which_the_user_may_change_nothing_hangs_in_the_space_all_the_same(
+    own_home: Home,
+) -> None:
+    home = own_home
+    ada = await home.letta.create_agent("Ada")
+    async with home.login() as alice:
+        user, _ = await old_home(home, "agent_of_old_ada", alice)
+        room = await new_room(alice, user, name="what it was called")
+        as_ghost(home.homeserver, user, "POST", f"/_matrix/client/v3/join/{room}")
+        levels = await alice.state(room, "m.room.power_levels")
+        await alice.send_state(room, "m.room.power_levels", levels | {"invite": 0})
+        done = home.run("import-mappings", str(write(home, old_entry(ada.id, user, room))))
+        assert done.returncode == 0, done.stdout + done.stderr
+        done = home.run("sync")
+        assert done.returncode == 2 and "may not change the name" in done.stdout, done.stdout
+        space = await alice.join(await alice.wait_space_invite())
+        assert room in await alice.hierarchy(space)
+        assert await alice.room_name(room) == "what it was called"
 
 
 async def test_what_is_no_mapping_file_is_refused_in_a_sentence(home: Home) -> None:

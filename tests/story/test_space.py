@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import anyio
 
@@ -12,6 +13,7 @@ from support.home import Home, on_both_back_ends
 from support.matrix import as_ghost
 from support.person import Event, Person
 from support.rooms import HUB, is_called
+from support.synapse import PASSWORD
 from support.talk import REPLY_S
 
 OFTEN = {"HOMEROOM_SYNC_INTERVAL_S": "1"}
@@ -267,3 +269,77 @@ async def test_a_space_whose_alias_was_taken_away_gets_it_back_and_a_persons_nam
         assert done.returncode == 0, done.stdout + done.stderr
         assert await alice.room_name(space) == "Our crew"
         assert "0 actions planned" in home.run("sync", "--audit", **lost).stdout
+
+
+@asynccontextmanager
+async def with_bob(home: Home) -> AsyncIterator[tuple[Person, Person]]:
+    """Alice and Bob, both of whom are wanted in every room."""
+    home.environ["HOMEROOM_INVITE"] += f",{home.homeserver.person('bob')}"
+    async with home.login() as alice, Person.login(home.homeserver.url, "bob", PASSWORD) as bob:
+        yield alice, bob
+
+
+async def test_who_declined_the_space_is_not_asked_again_by_a_store_that_was_lost(
+    own_home: Home,
+) -> None:
+    home = own_home
+    await home.letta.create_agent("Ada")
+    async with with_bob(home) as (alice, bob):
+        assert home.run("sync").returncode == 0
+        space = await alice.join(await alice.wait_space_invite())
+        await bob.leave(await bob.wait_space_invite())
+        lost = {"HOMEROOM_DATA_DIR": str(home.directory / "lost")}
+        done = home.run("sync", **lost)
+        assert done.returncode == 0 and "invite_to_space" not in done.stdout, done.stdout
+        assert (await alice.state(space, "m.room.member", bob.id))["membership"] == "leave"
+        again = home.run("sync", "--invite", bob.id, **lost)
+        assert again.returncode == 0, again.stdout
+        assert await bob.wait_space_invite() == space, "but who asks is"
+
+
+async def test_who_declined_the_space_is_not_asked_into_the_one_it_was_upgraded_to(
+    own_home: Home,
+) -> None:
+    home = own_home
+    await home.letta.create_agent("Ada")
+    async with with_bob(home) as (alice, bob):
+        with home.service(**OFTEN) as service:
+            old, _ = await join_space(alice, "Ada")
+            await bob.leave(await bob.wait_space_invite())
+            await service.wait_in_step()
+            new = await alice.create_room(
+                creation_content={"type": "m.space"}, invite=[HUB], name="Upgraded",
+                power_level_content_override={"users": {alice.id: 100, HUB: 100}},
+                room_version="11",
+            )  # fmt: skip
+            await alice.send_state(old, "m.room.tombstone", {"body": "x", "replacement_room": new})
+            await wait_hung(alice, new, "Ada")
+            await service.wait_syncs(2)
+            await service.wait_in_step()
+        members = {e["state_key"] for e in await alice.whole_state(new) if is_member(e)}
+        assert bob.id not in members and alice.id in members
+
+
+async def test_who_declined_the_space_is_not_asked_into_the_one_that_takes_its_place(
+    own_home: Home,
+) -> None:
+    home = own_home
+    await home.letta.create_agent("Ada")
+    async with with_bob(home) as (alice, bob), admin_of(home.homeserver, "root") as admin:
+        with home.service(**OFTEN) as service:
+            space, _ = await join_space(alice, "Ada")
+            await bob.leave(await bob.wait_space_invite())
+            for _ in range(2):  # it is deleted twice: what is known outlives the first
+                await service.wait_syncs(3)
+                await service.wait_in_step()
+                await admin.delete_room(space, block=True)
+                space, _ = await join_space(alice, "Ada", besides=space)
+                await service.wait_in_step()
+                members = {e["state_key"] for e in await alice.whole_state(space) if is_member(e)}
+                assert bob.id not in members and alice.id in members
+        assert home.run("sync", "--invite", bob.id).returncode == 0
+        assert await bob.wait_space_invite() == space
+
+
+def is_member(event: Event) -> bool:
+    return bool(event["type"] == "m.room.member")

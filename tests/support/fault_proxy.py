@@ -17,6 +17,7 @@ import asyncio
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ class Request:
     """Path and query, as sent."""
     headers: tuple[tuple[str, str], ...]
     body: bytes
+    at_s: float = field(default=0.0, compare=False)
+    """When it had come, by ``time.monotonic``: before anything was answered."""
 
     @property
     def path(self) -> str:
@@ -206,6 +209,11 @@ class FaultProxy:
         """Whether a fault has still to happen."""
         with self._news:
             return bool(self._rules)
+
+    def times_s(self, match: Match) -> list[float]:
+        """When each matching request came."""
+        with self._news:
+            return [asked.at_s for asked in self.requests if match(asked)]
 
     def count(self, match: Match) -> int:
         """How many matching requests came so far."""
@@ -409,7 +417,7 @@ class _Side:
 
 def _request(head: h11.Request, body: bytes) -> Request:
     headers = tuple((name.decode(), value.decode("latin-1")) for name, value in head.headers)
-    return Request(head.method.decode(), head.target.decode(), headers, body)
+    return Request(head.method.decode(), head.target.decode(), headers, body, time.monotonic())
 
 
 def _with_length(response: h11.Response, length: int) -> h11.Response:

@@ -12,7 +12,7 @@ import aiohttp
 import nio
 import pytest
 
-from homeroom.errors import HomeroomError, Rejected, Unavailable, Uncertain
+from homeroom.errors import HomeroomError, Rejected, Unavailable, Uncertain, was_answered
 from homeroom.matrix._answers import clip, read_answer, read_failure
 from homeroom.matrix._client import open_wire
 from homeroom.model import GhostId
@@ -88,6 +88,13 @@ def test_a_failing_homeserver_is_tried_again_even_with_a_matrix_body(status: int
     error = answer(status, matrix_error("M_FORBIDDEN", "Internal server error"), key=KEY)
     assert isinstance(error, Unavailable)
     assert str(status) in str(error)
+
+
+def test_it_is_told_apart_whether_the_homeserver_itself_or_something_before_it_failed() -> None:
+    page = answer(502, b"<html>502 Bad Gateway</html>")
+    assert isinstance(page, Unavailable) and not was_answered(page)
+    own = answer(502, matrix_error("M_UNKNOWN", "Can't connect to server x"))
+    assert isinstance(own, Unavailable) and own.code == "M_UNKNOWN" and was_answered(own)
 
 
 def test_a_gateway_that_gave_up_waiting_leaves_a_post_uncertain() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Literal
 
@@ -14,6 +15,7 @@ from homeroom.plan import (
     Keep,
     Policy,
     apply_to_mapping,
+    is_selected,
     may_write,
     new_mapping,
     observe_missing,
@@ -313,6 +315,51 @@ def test_the_brake_holds_over_any_day_however_few_vanish_at_a_time(
         assert lately < 3 or lately <= 0.25 * (living + lately)
 
 
+def joined_by(
+    rows: dict[AgentId, Mapping], agents: list[Agent], now_ms: int
+) -> dict[AgentId, Mapping]:
+    """The rows after those of the agents who were not known have got theirs."""
+    fresh = [agent for agent in agents if agent.id not in rows]
+    made = apply(plan(fresh, {}, {}, POLICY), fresh, {}, POLICY)
+    return rows | {name: replace(row, made_ms=now_ms) for name, row in made.items()}
+
+
+@given(st.integers(3, 12), st.integers(0, 100), st.lists(st.integers(0, 48), max_size=6))
+def test_another_letta_at_the_same_address_retires_nobody_however_many_agents_it_has(
+    there_were: int, others: int, hours: list[int]
+) -> None:
+    agents, rows = settled(there_were)
+    foreign = [Agent(AgentId(f"agent-other-{n:03}"), f"Other {n}") for n in range(others)]
+    now_ms = HOUR_MS
+    for wait in [0, *hours, 3, 0]:
+        now_ms += wait * HOUR_MS
+        rows = seen_missing(foreign, rows, now_ms)
+        planned = plan(foreign, rows, {}, POLICY, now_ms)
+        retirements = [a for a in planned if a.kind == "retire_agent"]
+        assert all(a.held for a in retirements)
+        rows = joined_by(rows, foreign, now_ms)
+    assert {a.agent_id for a in retirements} == {agent.id for agent in agents}
+    assert f"{there_were} of {there_were}" in retirements[0].held
+
+
+@given(st.integers(1, 30), st.integers(0, 30), st.integers(0, 30))
+def test_whoever_came_before_anybody_went_missing_counts_and_whoever_came_later_does_not(
+    there_were: int, before: int, later: int
+) -> None:
+    agents, rows = settled(there_were)
+    early = [Agent(AgentId(f"agent-early-{n:02}"), f"Early {n}") for n in range(before)]
+    late = [Agent(AgentId(f"agent-late-{n:02}"), f"Late {n}") for n in range(later)]
+    rows = joined_by(rows, [*agents, *early], HOUR_MS)
+    left = [*agents[3:], *early, *late]
+    rows = joined_by(seen_missing(left, rows, 2 * HOUR_MS, 3 * HOUR_MS), left, 3 * HOUR_MS)
+    retirements = plan(left, rows, {}, POLICY, 9 * HOUR_MS)
+    gone = min(3, there_were)
+    assert [a.kind for a in retirements] == ["retire_agent"] * gone
+    braked = gone >= 3 and gone / (there_were + before) > 0.25
+    assert all(bool(a.held) == braked for a in retirements)
+    assert not braked or f"3 of {there_were + before} agents" in retirements[0].held
+
+
 def test_who_was_retired_by_a_persons_word_does_not_count_any_more() -> None:
     agents, done = settled(8)
     rows = seen_missing(agents[2:], done, 1, 2)
@@ -388,6 +435,18 @@ def test_agents_are_selected_by_tag_name_pattern_or_id_and_by_any_of_them() -> N
     assert chosen(select_ids=("agent-3",)) == {"Cleo"}
     assert chosen(select_tags=("team",), select_names=("c?eo",)) == {"Ada", "Cleo"}
     assert chosen(select_names=("nobody",)) == set()
+
+
+@given(st.text(max_size=12), st.sampled_from(["[v2]", "[!a]", "[", "]", "[]", "[a-z]*", "x?["]))
+def test_a_name_with_brackets_is_selected_by_itself_and_brackets_mean_nothing_more(
+    text: str, brackets: str
+) -> None:
+    name = f"{text} {brackets}".replace("*", "").replace("?", "")
+    policy = replace(POLICY, select_names=(name,))
+    assert is_selected(Agent(AgentId("agent-1"), name), policy)
+    longer, bare = Agent(AgentId("agent-1"), f"{name}!"), re.sub(r"[][]", "", name)
+    assert is_selected(longer, replace(policy, select_names=(f"{name}?",)))
+    assert not is_selected(Agent(AgentId("agent-1"), bare), policy)
 
 
 def test_who_is_not_selected_any_more_is_left_alone_and_not_retired() -> None:

@@ -26,6 +26,7 @@ from homeroom.plan_space import (
     AVATAR_KINDS,
     HUB_SEED,
     SIDE_KINDS,
+    absent_from,
     apply_to_space,
     is_there,
     new_space,
@@ -292,3 +293,24 @@ def test_every_side_action_may_be_left_out_and_every_agent_still_gets_its_room(
     world.apply([a for a in world.plan() if a.kind not in SIDE_KINDS])
     assert all(row.room_id and row.hub_joined for row in world.mappings.values())
     assert is_whole(world.settle()) and world.plan() == []
+
+
+memberships = st.dictionaries(
+    st.sampled_from(["@a:hs.test", "@b:hs.test", "@c:hs.test", "@stranger:hs.test"]),
+    st.sampled_from(["join", "invite", "leave", "ban", "knock"]),
+)
+
+
+@given(st.sets(st.sampled_from(["@a:hs.test", "@b:hs.test", "@c:hs.test"])), memberships)
+def test_who_left_a_space_is_remembered_when_it_is_gone_and_nobody_else_is(
+    invited: set[str], members: dict[str, str]
+) -> None:
+    home = RoomId("!space")
+    row = Space(home, "Letta Agents", frozenset(invited))
+    view = RoomView(home, known=True, members={HUB: "join", **members})
+    absent = absent_from(row, {home: view}, HUB)
+    assert absent == {p for p in invited if members.get(p, "leave") in ("leave", "ban")}
+    noted = replace(row, absent=absent)
+    everybody_out = dict.fromkeys([HUB, *invited, *members], "leave")
+    for gone in ({home: replace(view, members=everybody_out)}, {}):
+        assert absent_from(noted, gone, HUB) == absent

@@ -16,7 +16,20 @@ from homeroom.directory import Directory
 from homeroom.errors import HomeroomError, Rejected, Unavailable
 from homeroom.items import Decision
 from homeroom.matrix import OUR_FAULT
-from homeroom.model import Agent, AgentId, Failure, Mapping, RoomEvent, RoomId, SyncReport
+from homeroom.model import (
+    Agent,
+    AgentId,
+    Failure,
+    GhostId,
+    Mapping,
+    Member,
+    RoomEvent,
+    RoomId,
+    RoomTold,
+    Space,
+    StateEvent,
+    SyncReport,
+)
 from homeroom.plan import ghost_of
 from homeroom.reports import SyncStatus, dump_error, dump_report, health_of, read_status
 from homeroom.store import Store, open_store
@@ -41,7 +54,10 @@ class Letta:
 class Homeserver:
     """Lets ghosts be registered, but for those that fail in the way the test says."""
 
-    hub = "@agent_hub:hs.test"
+    hub, server_name = GhostId("@agent_hub:hs.test"), "hs.test"
+
+    def is_ghost(self, user_id: str) -> bool:
+        return user_id.startswith("@agent_")
 
     def __init__(self) -> None:
         self.failing: dict[str, HomeroomError] = {}
@@ -102,6 +118,26 @@ class Homeserver:
     async def create_room(self, ghost: str, spec: object) -> None:
         raise Rejected("matrix", "this homeserver has no rooms")
 
+    async def invite(self, ghost: str, room_id: str, user_id: str) -> None:
+        self.asked.append(f"invite {user_id}")
+        if error := self.away or self.failing.get(user_id):
+            raise error
+
+    async def find_state(self, ghost: str, room_id: str, event_type: str) -> None:
+        """Nothing is set."""
+
+    async def set_name(self, ghost: str, room_id: str, name: str) -> None:
+        if error := self.failing.get(f"name {room_id}"):
+            raise error
+
+    async def set_topic(self, ghost: str, room_id: str, topic: str) -> None:
+        self.asked.append(f"topic {room_id}")
+
+    async def put_state(
+        self, ghost: str, room_id: str, event_type: str, content: object, state_key: str = ""
+    ) -> None:
+        self.asked.append(f"{event_type} {state_key}")
+
 
 class World:
     """A reconciler whose clock and agents the test sets. The agents are known and have no rooms
@@ -115,6 +151,8 @@ class World:
         self.people_talk = False
         self.switch_off: tuple[SwitchOff, ...] = ("spaces", "avatars")
         """What the next ``restart`` leaves to people."""
+        self.invite: tuple[str, ...] = ()
+        """Whom the next ``restart`` wants in every room."""
 
         async def get_letta() -> Any:
             return letta
@@ -127,7 +165,7 @@ class World:
         def restart() -> Reconciler:
             config = Config(
                 letta_url="http://127.0.0.1:1", matrix_server_name="hs.test", skip_after=3,
-                switch_off=self.switch_off,
+                switch_off=self.switch_off, invite=self.invite,
             )  # fmt: skip
             return Reconciler(
                 config, store, get_letta, get_matrix, lambda mapping: (), lambda: self.now_ms,
@@ -139,6 +177,9 @@ class World:
 
     async def sync(self, **how: Any) -> SyncReport:
         return await self.reconciler.sync(decide=ignore, fence=self.fence, **how)
+
+    async def preview(self) -> SyncReport:
+        return await self.reconciler.preview(asked=False)
 
     async def retired(self) -> set[str]:
         return {m.agent_id for m in (await self.store.list_mappings()).values() if m.retired}
@@ -201,7 +242,7 @@ async def test_a_dry_run_counts_as_no_look(tmp_path: Path) -> None:
         await it.sync()
         before = await it.store.list_mappings()
         it.now_ms += 3 * HOUR_MS
-        report = await it.sync(dry_run=True)
+        report = await it.preview()
         assert [a.kind for a in report.left] == ["retire_agent"]
         assert await it.store.list_mappings() == before
 
@@ -217,7 +258,7 @@ async def test_who_is_retired_costs_nothing_until_they_are_back(tmp_path: Path) 
         assert (await it.sync()).planned == ()
         assert await it.store.list_mappings() == before
         it.letta.agents = agents
-        assert "restore_agent" in [a.kind for a in (await it.sync(dry_run=True)).planned]
+        assert "restore_agent" in [a.kind for a in (await it.preview()).planned]
 
 
 @pytest.mark.parametrize(
@@ -575,3 +616,157 @@ async def test_while_letta_is_away_an_outage_of_the_homeserver_calls_for_no_sync
         assert [outage.service for outage in it.reconciler.outages] == ["letta", "matrix"]
         next_s = it.reconciler.next_try_s
         assert next_s is not None and next_s >= 0
+
+
+FAR, NEAR = "@far:nowhere.invalid", "@near:hs.test"
+UNREACHABLE = Unavailable("matrix", "it answered 502", code="M_UNKNOWN")
+
+
+async def settle_in(it: World, *, room_name: str = "") -> None:
+    """Gives every agent a room that lacks nothing but people and a topic; and its name, if it has
+    ``room_name``."""
+    for row in (await it.store.list_mappings()).values():
+        room_id, name = RoomId(f"!{row.agent_id}:hs.test"), f"{row.agent_name} - Letta Agent Chat"
+        settled = replace(
+            row, room_id=room_id, ghost_ready=True, hub_joined=True, display_name=row.agent_name,
+            room_name=room_name or name,
+        )  # fmt: skip
+        content = {"m.room.create": {}, "m.room.name": {"name": settled.room_name}}
+        state = tuple(StateEvent(room_id, t, "", said, row.ghost) for t, said in content.items())
+        ghosts = frozenset({row.ghost, Homeserver.hub})
+        members = tuple(Member(room_id, ghost, "join") for ghost in ghosts)
+        made = RoomTold(state, members, ghosts)
+        await it.store.save_mapping(settled, ignore, it.fence, joined=True, made=made)
+    await it.store.save_audit({}, {}, {}, {}, it.fence, audited_ms=it.now_ms)
+
+
+@pytest.mark.parametrize(
+    ("who", "error"),
+    [(FAR, UNREACHABLE), (FAR, Unavailable("matrix", "no answer in time")), (NEAR, UNREACHABLE)],
+)
+async def test_whoever_cannot_be_invited_is_skipped_alone_and_the_homeserver_is_not_away(
+    who: str, error: Unavailable, tmp_path: Path
+) -> None:
+    async with world(tmp_path, 5) as it:
+        it.homeserver, it.invite = Homeserver(), (who, "@alice:hs.test")
+        it.homeserver.failing[who] = error
+        await settle_in(it)
+        it.reconciler = it.restart()
+        pauses_ms = []
+        for number in range(1, 6):
+            report = await it.sync()
+            assert not report.outages
+            failures = [f for f in report.failures if f.action.kind == "invite_person"]
+            assert len(failures) == len(report.failures) == 5
+            assert {(f.action.value, f.failures, f.final) for f in failures} == {
+                (who, number, False)
+            }
+            assert all(str(error) == f.reason for f in failures)
+            if number == 1:
+                done = [(a.kind, a.value) for a in report.applied]
+                assert done.count(("invite_person", "@alice:hs.test")) == 5
+                assert [kind for kind, _ in done].count("set_topic") == 5, "the home is finished"
+            pauses_ms.append(min(f.next_try_ms for f in failures) - it.now_ms)
+            it.homeserver.asked.clear()
+            waits = await it.sync()
+            verb = "skipped" if number >= 3 else "put off"
+            assert all(f.reason.startswith(verb) for f in waits.failures)
+            assert it.homeserver.asked == [], "nobody is asked before its time"
+            it.now_ms = max(f.next_try_ms for f in failures)
+        assert pauses_ms[2] >= 60_000 and pauses_ms[2:] == sorted(pauses_ms[2:])
+        it.homeserver.failing.clear()
+        assert len((await it.sync()).applied) == 5
+        assert not await it.store.list_troubles()
+
+
+async def test_a_homeserver_that_is_away_is_away_for_invitations_too(tmp_path: Path) -> None:
+    async with world(tmp_path, 20) as it:
+        it.homeserver, it.invite = Homeserver(), (NEAR,)
+        it.homeserver.away = Unavailable("matrix", "nothing accepts connections")
+        await settle_in(it)
+        it.reconciler = it.restart()
+        report = await it.sync()
+        assert [outage.service for outage in report.outages] == ["matrix"]
+        assert len([f for f in report.failures if f.failures]) <= 8
+
+
+async def with_space(it: World) -> RoomId:
+    """A space that lacks nothing but the rooms."""
+    space, hub = RoomId("!space:hs.test"), Homeserver.hub
+    row = Space(space, "Letta Agents", alias_room=space)
+    await it.store.save_space(row, it.fence)
+    made = (StateEvent(space, "m.room.create", "", {"type": "m.space"}, hub),)
+    members = (Member(space, hub, "join"),)
+    await it.store.save_told(RoomTold(made, members, frozenset({hub})), it.fence)
+    return space
+
+
+async def test_a_room_whose_name_may_not_be_set_hangs_in_the_space_all_the_same(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, 1) as it:
+        home = it.homeserver = Homeserver()
+        room = "!agent-0:hs.test"
+        home.failing[f"name {room}"] = Rejected("matrix", "you lack the power", "M_FORBIDDEN")
+        await settle_in(it, room_name="As it was")
+        await with_space(it)
+        it.switch_off = ("avatars",)
+        it.reconciler = it.restart()
+        report = await it.sync()
+        assert [f.action.kind for f in report.failures] == ["set_room_name"]
+        assert [a.kind for a in report.applied] == ["add_to_space", "set_parent"]
+        assert f"topic {room}" not in home.asked, "what gives it its home waits"
+        (row,) = (await it.store.list_mappings()).values()
+        assert "lack the power" in row.problem
+
+        # Also while it is put off: a space that takes the place of this one needs the room.
+        await it.store.save_space(Space(), it.fence)
+        await with_space(it)
+        lost = StateEvent(RoomId("!space:hs.test"), "m.space.child", room, {}, home.hub)
+        await it.store.save_state([lost], it.fence)
+        home.asked.clear()
+        report = await it.sync()
+        assert [a.kind for a in report.applied] == ["add_to_space"]
+        assert [f.reason[:16] for f in report.failures] == ["skipped after 1 "]
+        assert home.asked == [f"m.space.child {room}"]
+        home.failing.clear()
+        report = await it.sync(asked=True)
+        assert not report.failures and not report.left and not await it.store.list_troubles()
+
+
+async def test_where_the_homeserver_gives_no_answer_nothing_beside_the_home_is_tried(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, 1) as it:
+        home = it.homeserver = Homeserver()
+        home.failing["name !agent-0:hs.test"] = Unavailable("matrix", "no answer in time")
+        await settle_in(it, room_name="As it was")
+        await with_space(it)
+        it.switch_off = ("avatars",)
+        it.reconciler = it.restart()
+        report = await it.sync()
+        assert [f.action.kind for f in report.failures] == ["set_room_name"]
+        assert home.asked == [] and report.applied == ()
+
+
+async def test_a_preview_waits_for_no_sync_under_way(tmp_path: Path) -> None:
+    async with world(tmp_path, 2) as it, it.reconciler.paused():
+        with anyio.fail_after(10):
+            report = await it.preview()
+        assert report.dry_run and {a.agent_id for a in report.planned} == {"agent-0", "agent-1"}
+
+
+async def test_agents_of_another_letta_are_no_reason_to_retire_those_that_were_there(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, 5) as it:
+        it.homeserver, it.now_ms = Homeserver(), HOUR_MS
+        it.letta.agents = [Agent(AgentId(f"other-{n}"), f"Other {n}") for n in range(60)]
+        for _ in range(3):
+            report = await it.sync()
+            it.now_ms += 3 * HOUR_MS
+        rows = await it.store.list_mappings()
+        assert len(rows) == 65 and all(rows[agent.id].made_ms for agent in it.letta.agents)
+        held = [action.held for action in report.left if action.kind == "retire_agent"]
+        assert len(held) == 5 and "5 of 5" in held[0]
+        assert await it.retired() == set()

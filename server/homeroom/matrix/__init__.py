@@ -78,19 +78,21 @@ class ServerInfo:
 
     versions: tuple[str, ...]
     whoami: str
-    """The user our requests as the hub are taken for."""
+    """The user our requests as the hub are taken for; empty: there is no hub (``read_only``)."""
 
 
 @asynccontextmanager
-async def open_matrix(config: Config, registration: Registration) -> AsyncIterator[Matrix]:
+async def open_matrix(
+    config: Config, registration: Registration, *, read_only: bool = False
+) -> AsyncIterator[Matrix]:
     """The homeserver of ``config``, acted on with the token of ``registration``.
 
-    Makes no request; ``check`` does.
+    Makes no request; ``check`` does. ``read_only``: nothing there is ever changed by it.
     """
     from homeroom.matrix._client import open_wire
 
     token = registration.as_token.get_secret_value()
-    async with open_wire(config.matrix_url, token) as wire:
+    async with open_wire(config.matrix_url, token, read_only=read_only) as wire:
         yield Matrix(wire, config.matrix_server_name, registration)
 
 
@@ -136,8 +138,8 @@ class Matrix(Media, Repair):
     async def check(self) -> ServerInfo:
         """Proves that we can work here: right server, token accepted, names ours, hub present.
 
-        Registers the hub if it is missing, and gives it a name if it has none of its own;
-        otherwise changes nothing.
+        Registers the hub if it is missing, and gives it a name if it has none of its own (unless
+        it is ``read_only``); otherwise changes nothing.
 
         Raises:
             Rejected: with what to correct in the registration or the configuration.
@@ -158,12 +160,24 @@ class Matrix(Media, Repair):
                 f"the registration's namespaces do not cover {self.hub} and {alias}. "
                 "Generate a new registration for this server name and install it",
             )
+        known = versions if isinstance(versions, list) else []
+        whoami = await self._find_hub() if self._wire.read_only else await self._ensure_hub()
+        return ServerInfo(tuple(str(v) for v in known), whoami)
+
+    async def _ensure_hub(self) -> str:
         await self.ensure_ghost(HUB_LOCALPART)
         # Synapse names a new user after its localpart; any other name is somebody's choice.
         if await self.get_display_name(self.hub) in ("", HUB_LOCALPART):
             await self.set_display_name(self.hub, HUB_NAME)
-        known = versions if isinstance(versions, list) else []
-        return ServerInfo(tuple(str(v) for v in known), await self._whoami(self.hub))
+        return await self._whoami(self.hub)
+
+    async def _find_hub(self) -> str:
+        try:
+            return await self._whoami(self.hub)
+        except Rejected as refusal:
+            if refusal.code not in ("M_FORBIDDEN", "M_EXCLUSIVE", "M_NOT_FOUND"):
+                raise
+            return ""
 
     async def ping(self) -> int | None:
         """Milliseconds the homeserver takes to reach us; None if it is told not to push.

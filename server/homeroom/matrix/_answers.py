@@ -83,7 +83,8 @@ def _refusal(
     if status >= 500:
         said = f" ({message})" if code and message else ""
         wait_s = _retry_after_s(headers, answer)
-        return Unavailable("matrix", f"it answered {status}{said}", wait_s, foreign=bool(said))
+        why = f"it answered {status}{said}"
+        return Unavailable("matrix", why, wait_s, foreign=bool(said), code=code)
     if status == 413:
         reason, code = message or "the request is too large", code or "M_TOO_LARGE"
         return Rejected("matrix", reason, code, foreign=bool(message))

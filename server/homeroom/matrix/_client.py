@@ -38,8 +38,13 @@ Call = Callable[["GhostClient"], Awaitable[Any]]
 class Wire:
     """The session, the token and the ghosts' clients. Use ``open_wire``."""
 
-    def __init__(self, session: aiohttp.ClientSession, base_url: str, token: str) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, base_url: str, token: str, *, read_only: bool = False
+    ) -> None:
         self.session, self._base_url, self._token = session, base_url, token
+        self.read_only = read_only
+        """It asks and changes nothing. A ghost's device is one of the things it does not make, so
+        ghosts ask without one."""
         self._clients: dict[GhostId, GhostClient] = {}
         self.date_ms = 0
         """What the homeserver's clock said in its last answer; 0 if it does not tell."""
@@ -95,11 +100,15 @@ class Wire:
         async def once() -> dict[str, Any]:
             params = dict(query or {})
             if ghost is not None:
-                params |= {"user_id": ghost, "device_id": DEVICE_ID}
+                params |= self.mask(ghost)
             target = _with_query(url, params)
             return await self._exchange(method, target, data, timeout_s, array_as, mime_type)
 
         return await once() if ghost is None else await self._with_device(ghost, once)
+
+    def mask(self, ghost: GhostId) -> dict[str, str]:
+        """What of a request's query says whose it is."""
+        return {"user_id": ghost} | ({} if self.read_only else {"device_id": DEVICE_ID})
 
     async def put_device(self, ghost: GhostId) -> None:
         """Makes sure that the ghost has its device, without a login.
@@ -129,6 +138,8 @@ class Wire:
         timeout_s: float | None,
     ) -> aiohttp.ClientResponse:
         """The answer, read to its end. Raises what aiohttp raises: GhostClient needs it raw."""
+        if self.read_only and method != "GET":
+            raise AssertionError(f"{method} would change something")
         if self.session.closed:
             raise aiohttp.ClientConnectionError("we have closed the connection")
         response = await self.session.request(
@@ -203,7 +214,7 @@ class GhostClient(nio.AsyncClient):  # type: ignore[misc]  # nio carries no type
         trace_context: Any = None,
         timeout: float | None = None,
     ) -> aiohttp.ClientResponse:
-        masked = _with_query(path, {"user_id": self.user_id, "device_id": DEVICE_ID})
+        masked = _with_query(path, self._wire.mask(self.user_id))
         return await self._wire.request(method, masked, data, headers, timeout)
 
     async def parse_body(self, transport_response: aiohttp.ClientResponse) -> dict[str, Any]:
@@ -214,10 +225,10 @@ class GhostClient(nio.AsyncClient):  # type: ignore[misc]  # nio carries no type
 
 
 @asynccontextmanager
-async def open_wire(base_url: str, token: str) -> AsyncIterator[Wire]:
+async def open_wire(base_url: str, token: str, *, read_only: bool = False) -> AsyncIterator[Wire]:
     """A wire to the homeserver at ``base_url``; makes no request."""
     async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
-        yield Wire(session, base_url, token)
+        yield Wire(session, base_url, token, read_only=read_only)
 
 
 def _with_query(path: str, params: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ COLUMNS = (
     "agent_id, agent_name, ghost, room_id, ghost_ready, display_name, room_name, topic, hub_joined,"
     " invited, refused, heard_from_ms, problem, missing_since_ms, missing_seen, retired,"
     " avatar, refused_actions, room_gone, alias_room, put_back, retired_ms, marked, history_due,"
-    " history_written"
+    " history_written, made_ms"
 )
 PLACES = ", ".join("?" for _ in COLUMNS.split(","))
 
@@ -33,7 +33,7 @@ def read_mapping(row: sqlite3.Row) -> Mapping:
         retired=bool(row["retired"]), retired_ms=row["retired_ms"],
         marked=bool(row["marked"]), history_due=bool(row["history_due"]),
         history_written=bool(row["history_written"]),
-        room_gone=bool(row["room_gone"]),
+        room_gone=bool(row["room_gone"]), made_ms=row["made_ms"],
         alias_room=row["alias_room"],
         put_back=tuple((what, at_ms) for what, at_ms in json.loads(row["put_back"])),
     )  # fmt: skip
@@ -48,5 +48,5 @@ def dump_mapping(mapping: Mapping) -> tuple[Any, ...]:
         int(mapping.retired), dump_avatar(mapping.avatar), json.dumps(mapping.refused_actions),
         int(mapping.room_gone), mapping.alias_room,
         json.dumps(mapping.put_back), mapping.retired_ms, int(mapping.marked),
-        int(mapping.history_due), int(mapping.history_written),
+        int(mapping.history_due), int(mapping.history_written), mapping.made_ms,
     )  # fmt: skip

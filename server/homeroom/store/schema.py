@@ -298,6 +298,12 @@ def m024_what_nobody_could_read_is_told(db: Database) -> None:
         db.conn.execute(statement)
 
 
+@migrations()
+def m025_since_when_agents_are_known_and_who_left_the_space(db: Database) -> None:
+    db.conn.execute("ALTER TABLE mapping ADD COLUMN made_ms INTEGER NOT NULL DEFAULT 0")
+    db.conn.execute("ALTER TABLE space ADD COLUMN absent TEXT NOT NULL DEFAULT '[]'")
+
+
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE lease (

@@ -22,7 +22,7 @@ class SpaceRow(Views):
         return Space(
             room_id=row["room_id"], name=row["name"], invited=frozenset(json.loads(row["invited"])),
             avatar=read_avatar(row["avatar"]), refused_actions=read_pairs(row["refused_actions"]),
-            alias_room=row["alias_room"],
+            alias_room=row["alias_room"], absent=frozenset(json.loads(row["absent"])),
         )  # fmt: skip
 
     async def save_space(self, space: Space, fence: int) -> None:
@@ -30,10 +30,11 @@ class SpaceRow(Views):
         row = (
             space.room_id, space.name, json.dumps(sorted(space.invited)),
             dump_avatar(space.avatar), json.dumps(space.refused_actions), space.alias_room,
+            json.dumps(sorted(space.absent)),
         )  # fmt: skip
         sql = (
             "INSERT OR REPLACE INTO space (only_one, room_id, name, invited, avatar,"
-            " refused_actions, alias_room) VALUES (1, ?, ?, ?, ?, ?, ?)"
+            " refused_actions, alias_room, absent) VALUES (1, ?, ?, ?, ?, ?, ?, ?)"
         )
         await self._write(lambda: self._conn.execute(sql, row), fence)
 
