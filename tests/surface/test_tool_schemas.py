@@ -194,6 +194,17 @@ async def test_an_unknown_prompt_is_the_clients_mistake(era: str) -> None:
     assert caught.value.code == -32602
 
 
+async def test_an_argument_that_a_prompt_does_not_have_is_the_clients_mistake(
+    era: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Client(build_server(FakeApp()), mode=era) as client:
+        with pytest.raises(MCPError) as caught:
+            await client.get_prompt("brief_me_on_agent", {"agent": "Ada", "agnet": "Ada"})
+    assert caught.value.code == -32602
+    assert caught.value.message == "Unknown prompt arguments: agnet. There are: agent"
+    assert "request_crashed" not in [record.message for record in caplog.records]
+
+
 def test_every_tool_is_named_once() -> None:
     names = [tool.name for tool in register(FakeApp())]  # type: ignore[arg-type]
     assert len(names) == len(set(names))
