@@ -332,8 +332,8 @@ class App:
         return await self._deliveries.explain(name)
 
     async def list_parked(self, agent: str = "", limit: int = 20, cursor: str = "") -> ParkedPage:
-        """Items that were given up (those of ``agent``, id or name, if given), newest first, and
-        the rooms with late messages, as many of each."""
+        """Items that were given up, newest first, and the rooms with late messages, as many of
+        each; those of ``agent`` (id or name), if given."""
         agent_id = (await self._directory.resolve(agent)).id if agent else ""
         return await self._deliveries.page_parked(agent_id, limit, cursor)
 
