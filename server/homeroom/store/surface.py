@@ -33,7 +33,8 @@ class Surface(History):
         A message of an agent has a ``guard``: it gets its hop, and is counted, in the same commit.
 
         One with the same dedupe key, or (``same_within_ms`` not 0) with the same fingerprint and
-        that young, is the one it has already: then nothing is put.
+        that young, is the one it has already: then nothing is put. One that has ended and certainly
+        was never delivered has no fingerprint any more: who asks again means it anew.
 
         Raises:
             Misuse: the dedupe key belongs to another message.
@@ -59,7 +60,8 @@ class Surface(History):
             # The order of ids is that of time, so this reads a few rows at the end of the table.
             if recent := self._row(
                 "SELECT id FROM item WHERE id >= ? AND kind = ? AND created_ms BETWEEN ? AND ?"
-                " AND json_extract(payload, '$.fingerprint') = ? ORDER BY id LIMIT 1",
+                " AND json_extract(payload, '$.fingerprint') = ? AND (begun OR state"
+                " NOT IN ('cancelled', 'expired', 'parked')) ORDER BY id LIMIT 1",
                 (
                     f"{max(0, now - same_within_ms) * 1000:013x}", turn.kind,
                     now - same_within_ms + 1, now, fingerprint,
