@@ -163,15 +163,22 @@ class Surface(History):
         then: Sequence[NewItem] = (),
     ) -> None:  # fmt: skip
         """Records a value of a block as its newest version, unless it is that already, and puts
-        the items ``then`` that follow."""
+        the items ``then`` that follow. A ``caller`` is written into one that somebody else read
+        before the caller could be noted."""
 
         def write() -> None:
             newest = self._row(
-                "SELECT revision FROM memory_version WHERE agent_id = ? AND label = ?"
+                "SELECT seq, revision FROM memory_version WHERE agent_id = ? AND label = ?"
                 " ORDER BY seq DESC LIMIT 1",
                 (agent_id, block.label),
             )
-            if not newest or newest["revision"] != block.revision:
+            if newest and newest["revision"] == block.revision:
+                if caller:
+                    self._conn.execute(
+                        "UPDATE memory_version SET caller = ? WHERE seq = ? AND caller = ''",
+                        (caller, newest["seq"]),
+                    )
+            else:
                 self._conn.execute(
                     "INSERT INTO memory_version (agent_id, label, revision, replaced, value, at_ms,"
                     " caller) VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -218,13 +225,14 @@ class Surface(History):
         return [_version(row) for row in await self._run(partial(self._rows, sql, args))]
 
     async def memory_stamps(self, agent_ids: Sequence[str]) -> dict[tuple[str, str], str]:
-        """The newest known revision of each block that has versions, by agent and label."""
+        """What the newest known change of each block differs by from any other, by agent and label.
+        The oldest version that is known is no change: it was only looked at."""
 
         def read() -> dict[tuple[str, str], str]:
             marks = ", ".join("?" for _ in agent_ids)
             rows = self._rows(
                 "SELECT agent_id, label, max(seq) AS seq FROM memory_version"
-                f" WHERE agent_id IN ({marks}) GROUP BY agent_id, label",
+                f" WHERE agent_id IN ({marks}) AND replaced != '' GROUP BY agent_id, label",
                 tuple(agent_ids),
             )
             return {(row["agent_id"], row["label"]): str(row["seq"]) for row in rows}
