@@ -118,7 +118,8 @@ def block_called(blocks: Sequence[Block], label: str) -> Block:
     for block in blocks:
         if block.label == label:
             return block
-    raise NotFound("memory block", label, [block.label for block in blocks])
+    labels = [block.label for block in blocks]
+    raise NotFound("memory block", label, labels, "get_agent_memory shows them all.")
 
 
 def _matches(agent: Agent, wanted: str) -> bool:
