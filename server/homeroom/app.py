@@ -273,7 +273,7 @@ class App:
         Sent again with the same key, or without one within ten seconds, it is the same message.
         ``from_agent`` (id or name) is the agent that sends it, if one does. Raises ExchangePaused
         if the two have talked too much, and Unavailable if Letta does not say within ``find_s``
-        which agents there are: then nothing was sent.
+        which agents there are and no home in the store tells: then nothing was sent.
         """
         return await self._asking.ask(
             Question(

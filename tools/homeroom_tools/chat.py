@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 HEARTBEAT_S = 5.0
 """Longest silence towards a waiting client, in seconds; some count 10 s of it as a lost call."""
 FIND_S = 10.0
-"""How long the agent is looked for at least, in seconds, however short the wait for its answer."""
+"""How long an agent that only Letta can know is looked for at least, in seconds, however short the
+wait for its answer."""
 DELTA_INTERVAL_S = 0.5
 """Least time between two progress notifications with pieces of the answer, in seconds."""
 DELTA_CHARS = 200
