@@ -47,7 +47,7 @@ CONTRACT = {
     "get_reply": {"reply_id": ..., "wait_s": 45, "offset": 0},
     "read_room": {"room": ..., "limit": 20, "cursor": ""},
     "list_rooms": {"agent": "", "detail": "concise", **PAGED},
-    "get_agent_memory": {"agent": ..., "label": "", "history": False, "offset": 0},
+    "get_agent_memory": {"agent": ..., "label": "", "history": False, "cursor": ""},
     "update_agent_memory": {
         "agent": ...,
         "label": ...,

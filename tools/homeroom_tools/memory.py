@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 AnyLabel = Annotated[str, Field(description="Only this block.")]
 History = Annotated[bool, Field(description="Also earlier versions.")]
-Offset = Annotated[int, Field(ge=0, description="Characters to skip.")]
+Rest = Annotated[str, Field(description="From rest.")]
 Label = Annotated[str, Field(min_length=1, description="Of the block.")]
 Value = Annotated[str, Field(description="New text.")]
 Mode = Annotated[
@@ -40,13 +40,15 @@ def memory_tools(app: App) -> list[Tool]:
     """The tools of this module, bound to ``app``."""
 
     async def get_agent_memory(
-        agent: AgentRef, label: AnyLabel = "", history: History = False, offset: Offset = 0
+        agent: AgentRef, label: AnyLabel = "", history: History = False, cursor: Rest = ""
     ) -> views.AgentMemory:
         """Reads an agent's memory blocks, which stand in all its prompts. Use it before a change.
         history: 20 versions of what changed here.
         """
+        place = Place.of(cursor)
+        history = history or place.cursor == views.IN_HISTORY
         view = await app.get_memory(agent, label, history=history)
-        return views.agent_memory(view, offset, label, history=history)
+        return views.agent_memory(view, label, place, history=history)
 
     async def update_agent_memory(
         agent: AgentRef,

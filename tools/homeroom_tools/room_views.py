@@ -73,7 +73,7 @@ def room_list(page: RoomPage, *, full: bool) -> RoomList:
     return RoomList(
         total=page.total,
         next_cursor=page.next_cursor or None,
-        rooms=[_room(room, full=full).at(room.cursor) for room in page.rooms],
+        rooms=[_room(room, full=full).leading_to(room.cursor) for room in page.rooms],
     )
 
 

@@ -92,7 +92,7 @@ class Row(Result):
 
     _cursor: str = PrivateAttr("")
 
-    def at(self, cursor: str) -> Self:
+    def leading_to(self, cursor: str) -> Self:
         """The row, knowing where a page goes on that ends with it."""
         self._cursor = cursor
         return self

@@ -182,7 +182,7 @@ def agent_list(page: AgentPage, *, full: bool) -> AgentList:
         total=page.total,
         next_cursor=page.next_cursor or None,
         agents=[
-            AgentEntry.model_validate(_agent_fields(view, full=full)).at(view.cursor)
+            AgentEntry.model_validate(_agent_fields(view, full=full)).leading_to(view.cursor)
             for view in page.agents
         ],
     )
@@ -293,7 +293,7 @@ def parked_list(page: ParkedPage, *, full: bool) -> ParkedList:
     return ParkedList(
         total=page.total,
         next_cursor=page.next_cursor or None,
-        items=[_parked_entry(parked, full=full).at(parked.cursor) for parked in page.items],
+        items=[_parked_entry(parked, full=full).leading_to(parked.cursor) for parked in page.items],
         late=late or None,
         late_total=page.late_total or None,
     )
