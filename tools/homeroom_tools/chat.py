@@ -135,9 +135,9 @@ def chat_tools(app: App) -> list[Tool]:
         priority: PriorityName = "normal",
         expires_after_s: ExpiresAfter = 0,
     ) -> views.Reply:
-        """Sends a message to a Letta agent and returns its answer. It remembers: say only what is
-        new. If it takes longer than wait_s, status is pending: call get_reply, never resend. The
-        same text within 10 s is one message. At most 100000 characters.
+        """Sends a message (at most 100000 characters) to a Letta agent and returns its answer. It
+        remembers: say only what is new. After wait_s status is pending: call get_reply, never
+        resend. The same text within 10 s is one message.
         """
         progress, deadline = Waiting(ctx), monotonic() + wait_s
         async with progress.beating("looking for the agent"):

@@ -36,7 +36,7 @@ class BlockEntry(LongRow):
     description: str | None = Field(default=None, description=UNTRUSTED + "purpose")
     revision: str | None = Field(
         default=None,
-        description="for expected_revision, absent if truncated",
+        description="if read to its end",
     )
 
     def cut(self, keep_chars: int) -> None:

@@ -28,7 +28,7 @@ class Message(LongRow):
     id: str = Field(description=UNTRUSTED + "Matrix event")
     sender: str = Field(description=UNTRUSTED + "Matrix id")
     time: str | None = Field(description="UTC")
-    from_agent: bool = Field(description="an agent's user posted it")
+    from_agent: bool = Field(description="an agent posted it")
     kind: str | None = Field(default=None, description=UNTRUSTED + "if not text")
     text: str = Field(description=UNTRUSTED + "message")
 
