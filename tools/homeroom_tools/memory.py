@@ -42,9 +42,7 @@ def memory_tools(app: App) -> list[Tool]:
     async def get_agent_memory(
         agent: AgentRef, label: AnyLabel = "", history: History = False, cursor: Rest = ""
     ) -> views.AgentMemory:
-        """Reads an agent's memory blocks, which stand in all its prompts. Use it before a
-        change.
-        """
+        """Reads an agent's memory blocks, which are in all its prompts. Use it before a change."""
         place = Place.of(cursor)
         history = history or place.cursor == views.IN_HISTORY
         view = await app.get_memory(agent, label, history=history)
