@@ -21,11 +21,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:1] = [str(ROOT / name) for name in ("server", "tools", "tests", "")]
 
-from benchmarks import listing, mailbox, provision, recovery, relay, stdio_start, transports  # noqa: E402
+from benchmarks import (  # noqa: E402
+    listing,
+    mailbox,
+    provision,
+    recovery,
+    relay,
+    stdio_end,
+    stdio_start,
+    transports,
+)
 from benchmarks.stand import Stand, stand  # noqa: E402
 from benchmarks.table import Row, markdown  # noqa: E402
 
-PARTS = ("stdio", "transports", "relay", "list", "mailbox", "meanwhile", "sync", "recovery")
+PARTS = ("stdio", "end", "transports", "relay", "list", "mailbox", "meanwhile", "sync", "recovery")
 
 
 async def _measure(
@@ -37,6 +46,8 @@ async def _measure(
     rows: list[Row] = []
     if "stdio" in parts:
         rows += await stdio_start.measure(times(15), servers.environ("stdio"))
+    if "end" in parts:
+        rows += await stdio_end.measure(times(5), servers)
     if "transports" in parts:
         rows += await transports.measure(times(200), servers)
     if "relay" in parts:

@@ -31,6 +31,8 @@ class Row:
     unit: str = "ms"
     target: float | None = None
     """The ratio of the medians that is promised."""
+    limit: float | None = None
+    """What none of ``ours`` may exceed, in their unit, where somebody else's patience sets it."""
     note: str = ""
 
     @property
@@ -40,6 +42,8 @@ class Row:
 
     @property
     def kept(self) -> bool:
+        if self.limit is not None and max(self.ours) > self.limit:
+            return False
         return self.target is None or self.ratio is None or self.ratio <= self.target
 
     def cells(self) -> tuple[str, ...]:
@@ -49,6 +53,10 @@ class Row:
         verdict = self.note
         if self.target is not None:
             verdict = f"{'kept' if self.kept else 'MISSED'}: ≤ {self.target:.2f}× {verdict}".strip()
+        elif self.limit is not None:
+            share = max(self.ours) / self.limit
+            kept = "kept" if self.kept else "MISSED"
+            verdict = f"{kept}: at most {share:.2f}× of {_short(self.limit)} {self.unit} {verdict}"
         if not self.bare:
             return (self.what, str(len(self.ours)), two(self.ours), "", "", "", verdict)
         more = _short(median(self.ours) - median(self.bare))
@@ -74,6 +82,7 @@ class Row:
             "bare": list(self.bare),
             "ratio": self.ratio,
             "target": self.target,
+            "limit": self.limit,
             "kept": self.kept,
             "note": self.note,
         }

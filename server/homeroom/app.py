@@ -282,7 +282,7 @@ class App:
         Sent again with the same key, or without one within ten seconds, it is the same message.
         ``from_agent`` (id or name) is the agent that sends it, if one does. Raises ExchangePaused
         if the two have talked too much, and Unavailable if Letta does not say within ``find_s``
-        which agents there are: then nothing was sent.
+        which agents there are and no home in the store tells: then nothing was sent.
         """
         return await self._asking.ask(
             Question(
@@ -341,8 +341,8 @@ class App:
         return await self._deliveries.explain(name)
 
     async def list_parked(self, agent: str = "", limit: int = 20, cursor: str = "") -> ParkedPage:
-        """Items that were given up (those of ``agent``, id or name, if given), newest first, and
-        the rooms with late messages, as many of each."""
+        """Items that were given up, newest first, and the rooms with late messages, as many of
+        each; those of ``agent`` (id or name), if given."""
         agent_id = (await self._directory.resolve(agent)).id if agent else ""
         return await self._deliveries.page_parked(agent_id, limit, cursor)
 

@@ -6,6 +6,7 @@ measured by the limits on agents; what a person's client sends is not.
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
 from dataclasses import dataclass
@@ -23,8 +24,13 @@ from homeroom.model import Agent, ItemId
 from homeroom.pauses import pause_items
 from homeroom.store import Store
 
+log = logging.getLogger(__name__)
+
 MESSAGE_LIMIT = 100_000
 """Characters of one message to an agent."""
+RECALL_S = 2.0
+"""How long Letta may take to say which agents there are, in seconds, where the store knows those
+that are meant: a message shall be safe before whoever sends it gives up."""
 LONGEST_WAIT_S = 30 * 86_400
 """Latest expiry of a message, in seconds: a month, as long as finished ones are kept by default."""
 NO_SENDER = (
@@ -51,7 +57,7 @@ class Question:
     priority: Priority = Priority.NORMAL
     expires_after_s: float = 0.0
     find_s: float = math.inf
-    """How long Letta may take to say which agents there are."""
+    """How long Letta may take to say which agents there are, if only Letta can."""
 
 
 class Asking:
@@ -64,11 +70,15 @@ class Asking:
     async def ask(self, of: Question) -> ItemId:
         """Puts it on the lane of its agent. Returns the reply id.
 
+        Where Letta does not say which agents there are, the homes in the store do: then it waits
+        for Letta like a message of a room.
+
         Raises:
             Misuse: it is empty or too long, its expiry is none, or the agent that sends it is not
                 known.
             NotFound, Ambiguous: there is no such agent, or several.
-            Unavailable: Letta did not say so within ``find_s``. Nothing was sent.
+            Unavailable: Letta did not say so within ``find_s``, and no home tells. Nothing was
+                sent.
             ExchangePaused: the two agents have reached a limit.
         """
         if not of.message.strip():
@@ -79,14 +89,7 @@ class Asking:
             raise Misuse(
                 f"expires_after_s is in seconds, from 0 (it never expires) to {LONGEST_WAIT_S}."
             )
-        try:
-            # Only what comes before the commit may be given up: nothing was sent until then.
-            with anyio.fail_after(of.find_s):
-                found = await self._directory.resolve(of.agent)
-                sender = await self._sender(of.from_agent) if of.from_agent else None
-        except TimeoutError:
-            why = f"it told no agents within {of.find_s:.0f} s; nothing was sent"
-            raise Unavailable("letta", why) from None
+        found, sender = await self._find(of)
         mapping = None
         if self._config.has_matrix:
             mapping = await self._store.find_mapping(found.id)
@@ -108,6 +111,25 @@ class Asking:
             guard=guard,
             on_paused=pause_items,
         )
+
+    async def _find(self, of: Question) -> tuple[Agent, Agent | None]:
+        """Whom it is for, and the agent that sends it, if one does."""
+        known = await self._directory.recall(of.agent)
+        known_sender = await self._directory.recall(of.from_agent) if of.from_agent else None
+        all_known = known is not None and bool(known_sender) is bool(of.from_agent)
+        try:
+            # Only what comes before the commit may be given up: nothing was sent until then.
+            with anyio.fail_after(min(of.find_s, RECALL_S) if all_known else of.find_s):
+                found = await self._directory.resolve(of.agent)
+                return found, await self._sender(of.from_agent) if of.from_agent else None
+        except (TimeoutError, Unavailable) as error:
+            if known is not None and all_known:
+                log.info("agent_recalled", extra={"agent": known.id})
+                return known, known_sender
+            if isinstance(error, Unavailable):
+                raise
+        why = f"it told no agents within {of.find_s:.0f} s; nothing was sent"
+        raise Unavailable("letta", why)
 
     async def _sender(self, name: str) -> Agent:
         try:

@@ -78,14 +78,14 @@ class Deliveries:
                 return found[::-1]
 
     async def page_parked(self, agent_id: str, limit: int, cursor: str) -> ParkedPage:
-        """Items that were given up, newest first, those of one agent if ``agent_id`` is given; and
-        rooms with late messages, ``limit`` of each.
+        """Items that were given up, newest first, and rooms with late messages, ``limit`` of each;
+        if ``agent_id`` is given, those of that agent.
 
         The cursor names the last item and the last room before: it survives a restart.
         """
         before, after = read_cursor(cursor, str, str, tool="list_parked") if cursor else ("", "")
         found, total = await self._store.page_parked(agent_id, limit + 1, before)
-        held = await self._store.count_held()
+        held = await self._store.count_held(agent_id=agent_id)
         return parked_page(found, total, held, limit=limit, before=before, after=after)
 
     async def replay(self, item_id: str) -> int:

@@ -81,6 +81,19 @@ class Directory:
         near = difflib.get_close_matches(name, names, CANDIDATES, 0.4) or names[:CANDIDATES]
         raise NotFound("agent", name, [handles[n] for n in near], "list_agents shows them all.")
 
+    async def recall(self, name: str) -> Agent | None:
+        """The agent with that id or exactly that name, by what the store knows of homes and without
+        asking Letta; None if it knows none, or several of that name.
+
+        It may be out of date by one sync: for where Letta does not say.
+        """
+        if not self._config.has_matrix:
+            return None  # nothing keeps the names up to date
+        name = name.strip()
+        homes = await self._store.find_homes(name)
+        same = [home for home in homes if home.agent_id == name] or homes
+        return Agent(same[0].agent_id, same[0].agent_name) if len(same) == 1 else None
+
     async def blocks(self, agent_id: AgentId, label: str = "") -> list[Block]:
         """All blocks, or the one called ``label``. Raises NotFound as ``block_called`` does."""
         blocks = await (await self._letta()).list_blocks(agent_id)
@@ -118,7 +131,8 @@ def block_called(blocks: Sequence[Block], label: str) -> Block:
     for block in blocks:
         if block.label == label:
             return block
-    raise NotFound("memory block", label, [block.label for block in blocks])
+    labels = [block.label for block in blocks]
+    raise NotFound("memory block", label, labels, "get_agent_memory shows them all.")
 
 
 def _matches(agent: Agent, wanted: str) -> bool:

@@ -63,20 +63,31 @@ def block_after_edit(block: Block, edit: Edit) -> str:
 def undoing(block: Block, versions: Sequence[BlockVersion], edit: Edit) -> Edit:
     """The edit that takes the change back which made the revision ``edit.undo_of``. Pure.
 
-    It has to be the block's present one, so that no later change is lost with it, unless
-    ``expected_revision`` says that the present one is known.
+    ``versions`` are what is kept of the block, newest first. Later changes are undone with it, so
+    if there are any ``expected_revision`` has to say that the present one is known.
+
+    Raises Misuse, NotFound (with the revisions whose changes can be undone).
     """
     if edit.value or edit.old_text or edit.mode != "replace":
         raise Misuse("undo_of goes without value, mode and old_text. Nothing was written.")
-    made = next((v for v in versions if v.revision == edit.undo_of and v.replaced), None)
-    before = made and next((v for v in versions if v.revision == made.replaced), None)
-    if before is None:
-        known = [v.revision for v in versions if v.replaced]
+    values = {version.revision: version.value for version in versions}
+    kept = [(later, made) for later, made in enumerate(versions) if made.replaced in values]
+    found = next((one for one in kept if one[1].revision == edit.undo_of), None)
+    if found is None:
         advice = "get_agent_memory with history=true lists what can be undone."
-        raise NotFound("kept change with the revision", edit.undo_of, known[:5], advice)
+        known = [*dict.fromkeys(made.revision for _, made in kept)][:5]
+        raise NotFound("kept change with the revision", edit.undo_of, known, advice)
+    later, change = found
     if not edit.expected_revision and edit.undo_of != block.revision:
-        raise Conflict(f"The memory block {block.label!r}", edit.undo_of, block.revision)
-    return replace(edit, mode="replace", value=before.value, undo_of="", restores=True)
+        # What was changed elsewhere and not seen since is no version yet.
+        later += versions[0].revision != block.revision
+        raise Misuse(
+            f"{later} later change{'s' if later > 1 else ''} of the memory block {block.label!r}"
+            " would be undone with it. Nothing was written; pass"
+            f" expected_revision={block.revision} if that is meant."
+        )
+    value = values[change.replaced]
+    return replace(edit, mode="replace", value=value, undo_of="", restores=True)
 
 
 def diff_of(before: str, after: str) -> str:

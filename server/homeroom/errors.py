@@ -28,11 +28,17 @@ from typing import Literal
 
 Service = Literal["letta", "matrix", "model", "store"]
 
-_HANDLE = re.compile(r"[\w.\-/!#$@:+=~]{1,64}")
+_HANDLE = re.compile(
+    r"[a-z0-9._/-]{1,24}"  # a name or a label, too short to say much
+    r"|agent-(local-)?[0-9a-f-]{36}"  # an id of Letta's
+    r"|(?=.{1,64}\Z)[!#][\w.=~+/-]+(:[\w.:-]+)?",  # of a Matrix room, or its alias
+    re.ASCII | re.IGNORECASE,
+)
 
 
 def is_handle(name: str) -> bool:
-    """Whether a name of somebody else's is short and one word, so that it can say nothing."""
+    """Whether a name of somebody else's is an id, or one short word, so that it says nothing to
+    whoever reads it in words of ours. Underscores and dots make a sentence of a long one."""
     return _HANDLE.fullmatch(name) is not None
 
 

@@ -50,6 +50,11 @@ def _address(text: str) -> tuple[str, int]:
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
+def _base_url(host: str, port: int) -> str:
+    """Where a client finds what listens there; an IPv6 address stands in brackets (RFC 3986)."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 # --- commands ------------------------------------------------------------------------------------
 
 _config_option = click.option(
@@ -108,7 +113,7 @@ def serve(
     host, port = _address(http)
 
     def ready(bound: int) -> None:
-        click.echo(f"homeroom: MCP at http://{host}:{bound}/mcp", err=True)
+        click.echo(f"homeroom: MCP at {_base_url(host, bound)}/mcp", err=True)
 
     return anyio.run(partial(serve_http, config, host, port, ready, stdio=stdio))
 
@@ -295,7 +300,7 @@ def up(http: str, directory: Path | None) -> int:
 def _print_welcome(stack: LocalStack, host: str, port: int) -> None:
     import json
 
-    url = f"http://{host}:{port}/mcp"
+    base = _base_url(host, port)
     snippet = {
         "mcpServers": {
             "homeroom": {
@@ -314,8 +319,8 @@ Talk in Matrix  log in with any Matrix client on this machine, for example Eleme
   password      {stack.password}
   then accept the invitations: one room per agent.
 
-Talk over MCP   {url}  (SSE: http://{host}:{port}/sse, health: http://{host}:{port}/health)
-  Claude Code   claude mcp add --transport http homeroom {url}
+Talk over MCP   {base}/mcp  (SSE: {base}/sse, health: {base}/health)
+  Claude Code   claude mcp add --transport http homeroom {base}/mcp
   Claude Desktop, in claude_desktop_config.json:
 {json.dumps(snippet, indent=2)}
 

@@ -101,6 +101,7 @@ class Memory:
             value = block_after_edit(block, edit)
             if value == block.value:
                 return MemoryChange(found, block, block.revision, "")
+            await self._see(found.id, block)  # whoever watches hears of it even if writing fails
             await self._store.note_block(found.id, block)
             await renew()  # reading may have taken long, and writing may
             written = await (await self._letta()).write_block(found.id, label, value)
@@ -170,7 +171,9 @@ class Memory:
         value as a version of its own if somebody else wrote it."""
         place = (agent_id, block.label)
         if self._seen.get(place, block.revision) != block.revision:
-            if await self._store.list_block_versions(agent_id, block.label):
+            versions = await self._store.list_block_versions(agent_id, block.label)
+            # The oldest version was only looked at, so that it is there tells nobody of a change.
+            if versions and (versions[0].replaced or versions[0].revision != block.revision):
                 await self._store.note_block(agent_id, block)
             elif self._seen.get(place) != block.revision:  # or another reader has just told it
                 self.on_seen(agent_id, block.label)

@@ -261,14 +261,15 @@ class FakeApp:
         return self.stories[name]
 
     async def list_parked(self, agent: str, limit: int, cursor: str) -> ParkedPage:
-        found = self.parked
+        found, held = self.parked, self.held
         if agent:
-            wanted = self._find(agent).id
-            found = [p for p in found if p.item.payload["agent_id"] == wanted]
+            view = self._view(self._find(agent))
+            found = [p for p in found if p.item.payload["agent_id"] == view.agent.id]
+            held = {room: count for room, count in held.items() if room == view.room_id}
         before, after = read_cursor(cursor, str, str, tool="list_parked") if cursor else ("", "")
         ids = [parked.item.id for parked in found]
         rest = found[ids.index(ItemId(before)) + 1 :] if before else found
-        return parked_page(rest, len(found), self.held, limit=limit, before=before, after=after)
+        return parked_page(rest, len(found), held, limit=limit, before=before, after=after)
 
     async def replay_parked(self, item_id: str) -> int:
         if item_id not in [parked.item.id for parked in self.parked]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from support.fake_process import EXIT_LIMIT_S, SLACK_S, START_LIMIT_S
+from support.fake_process import END_LIMIT_S, START_LIMIT_S
 
 MODERN = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
@@ -79,8 +79,8 @@ class Wire:
         return self.process.stderr.read().decode()
 
     def wait(self) -> int:
-        """The exit code, once it has ended; in time."""
-        return self.process.wait(EXIT_LIMIT_S + SLACK_S)
+        """The exit code, once it has ended."""
+        return self.process.wait(END_LIMIT_S)
 
     def rest(self) -> list[str]:
         """The lines on stdout that nobody has received, once it has ended."""

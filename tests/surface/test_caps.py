@@ -56,10 +56,10 @@ def test_a_long_passage_is_whole_if_it_is_asked_for_alone() -> None:
 def test_a_long_history_says_so_and_that_of_one_block_is_whole() -> None:
     version = BlockVersion("notes", "r", "", "v", 1, "me", "d" * (VERSION_DIFF_CHARS + 1))
     all_blocks = MemoryView(ADA, (), (version,) * (VERSIONS + 1))
-    cut = agent_memory(all_blocks, 0, "", history=True)
+    cut = agent_memory(all_blocks, history=True)
     assert cut.truncated and cut.history and len(cut.history) == VERSIONS
     assert cut.history[0].truncated and len(cut.history[0].diff or "") == VERSION_DIFF_CHARS
-    one = agent_memory(MemoryView(ADA, (), (version,) * 20), 0, "notes", history=True)
+    one = agent_memory(MemoryView(ADA, (), (version,) * 20), "notes", history=True)
     assert one.truncated is None and one.history and len(one.history) == 20
     assert one.history[0].truncated is None
     assert len(one.history[0].diff or "") == VERSION_DIFF_CHARS + 1

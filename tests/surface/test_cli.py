@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -19,7 +21,8 @@ from homeroom.config import PREFIX, Config
 from homeroom.doctor import Check
 from homeroom.errors import ConfigError, HomeroomError, Misuse
 from homeroom.exchange import Exchange, between
-from homeroom.main import EXIT_CONFIG, EXIT_USAGE, cli, main
+from homeroom.local.stack import LocalStack
+from homeroom.main import EXIT_CONFIG, EXIT_USAGE, _print_welcome, cli, main
 from homeroom.model import AgentId
 from homeroom.store import Store
 from homeroom.telemetry import setup_logging
@@ -114,6 +117,13 @@ def test_a_registration_says_who_has_to_read_it_and_takes_a_url_without_its_last
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[str]:
     """The address of a `serve --http` that answers to two more names. Its Letta is away."""
+    with serving(tmp_path, "0") as url:
+        yield url
+
+
+@contextmanager
+def serving(tmp_path: Path, http: str) -> Iterator[str]:
+    """The address that a `serve --http` of this value says that it has."""
     environ = {
         **os.environ,
         "HOMEROOM_LETTA_URL": "http://127.0.0.1:9",
@@ -121,7 +131,7 @@ def served(tmp_path: Path) -> Iterator[str]:
         "HOMEROOM_HTTP_HOSTS": "homeroom.example.org, Bridge.internal",
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "homeroom", "serve", "--http", "0"],
+        [sys.executable, "-m", "homeroom", "serve", "--http", http],
         env=environ,
         stderr=subprocess.PIPE,
         text=True,
@@ -145,6 +155,35 @@ def test_http_clients_may_use_the_names_in_the_settings_and_no_other(served: str
     ):
         answer = httpx.get(f"{served}/none", headers={"Host": host}, trust_env=False)
         assert answer.status_code == status, host
+
+
+@pytest.fixture
+def has_ipv6() -> None:
+    """Skips where the machine has no IPv6 loopback."""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return
+    except OSError:
+        pytest.skip("no IPv6 here")
+
+
+@pytest.mark.usefixtures("has_ipv6")
+def test_the_address_that_is_told_of_an_ipv6_socket_can_be_used(tmp_path: Path) -> None:
+    with serving(tmp_path, "[::1]:0") as url:
+        assert url.startswith("http://[::1]:")
+        assert httpx.get(f"{url}/none", trust_env=False).status_code == 404
+
+
+def test_what_up_says_of_its_address_can_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stack = LocalStack(tmp_path, {})
+    for name in ("homeserver_url", "environ"):  # of servers that nobody needs to start for this
+        monkeypatch.setattr(LocalStack, name, {})
+    for host, base in (("::1", "http://[::1]:8017"), ("127.0.0.1", "http://127.0.0.1:8017")):
+        _print_welcome(stack, host, 8017)
+        told = re.findall(r"https?://\S+/(?:mcp|sse|health)\b", capsys.readouterr().out)
+        assert told == [f"{base}/{path}" for path in ("mcp", "sse", "health", "mcp")]
 
 
 def test_answers_that_nio_does_not_know_are_not_complained_about(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -12,7 +11,7 @@ import pytest
 from mcp.client import Client
 from mcp.client.sse import sse_client
 
-from support.fake_process import EXIT_LIMIT_S, SLACK_S, environment
+from support.fake_process import environment
 from support.wire import Wire
 
 
@@ -38,10 +37,8 @@ async def test_one_process_serves_every_transport_and_ends_with_its_client(
             async with Client(target, mode=era) as client:  # type: ignore[arg-type]
                 assert [tool.name for tool in (await client.list_tools()).tools] == names
         assert wire.call("ping")["result"] == {}
-        began_s = time.monotonic()
         wire.close_stdin()
         assert wire.wait() == 0
-        assert time.monotonic() - began_s < EXIT_LIMIT_S + SLACK_S
         assert wire.rest() == []
         async with httpx.AsyncClient(trust_env=False) as http:
             with pytest.raises(httpx.HTTPError):

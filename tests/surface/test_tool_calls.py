@@ -601,25 +601,16 @@ async def test_memory_is_searched_and_says_how(app: FakeApp, era: str) -> None:
     assert [hit["text"] for hit in rest["hits"]] == ["tea 10", "tea 11"]
 
 
-@pytest.mark.parametrize("tool", ["get_reply", "get_agent_memory"])
-async def test_the_rest_of_a_long_text_is_had_with_an_offset(
-    app: FakeApp, era: str, tool: str
-) -> None:
+async def test_the_rest_of_a_long_reply_is_had_with_an_offset(app: FakeApp, era: str) -> None:
     text = "".join(f"{number:06}" for number in range(25_000))
-    app.add("Long", "echo", "", Block("notes", text))
-    arguments: dict[str, Any] = {"agent": "Long", "label": "notes"}
     async with connect(app, era) as client:
-        if tool == "get_reply":
-            said = {"agent": "Long", "message": text}
-            arguments = {
-                "reply_id": data_of(await client.call_tool("chat_with_agent", said))["reply_id"]
-            }
+        said = {"agent": "Ada", "message": text}
+        reply_id = data_of(await client.call_tool("chat_with_agent", said))["reply_id"]
         found = ""
         for _ in range(3):
-            arguments["offset"] = len(found)
-            data = data_of(await client.call_tool(tool, arguments))
-            part = data if tool == "get_reply" else data["blocks"][0]
-            found += part["reply" if tool == "get_reply" else "value"]
+            arguments = {"reply_id": reply_id, "offset": len(found)}
+            part = data_of(await client.call_tool("get_reply", arguments))
+            found += part["reply"]
             if "truncated" not in part:
                 break
     assert found == text

@@ -47,7 +47,7 @@ CONTRACT = {
     "get_reply": {"reply_id": ..., "wait_s": 45, "offset": 0},
     "read_room": {"room": ..., "limit": 20, "cursor": ""},
     "list_rooms": {"agent": "", "detail": "concise", **PAGED},
-    "get_agent_memory": {"agent": ..., "label": "", "history": False, "offset": 0},
+    "get_agent_memory": {"agent": ..., "label": "", "history": False, "cursor": ""},
     "update_agent_memory": {
         "agent": ...,
         "label": ...,
@@ -192,6 +192,17 @@ async def test_an_unknown_prompt_is_the_clients_mistake(era: str) -> None:
         with pytest.raises(MCPError) as caught:
             await client.get_prompt("no_such_prompt")
     assert caught.value.code == -32602
+
+
+async def test_an_argument_that_a_prompt_does_not_have_is_the_clients_mistake(
+    era: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Client(build_server(FakeApp()), mode=era) as client:
+        with pytest.raises(MCPError) as caught:
+            await client.get_prompt("brief_me_on_agent", {"agent": "Ada", "agnet": "Ada"})
+    assert caught.value.code == -32602
+    assert caught.value.message == "Unknown prompt arguments: agnet. There are: agent"
+    assert "request_crashed" not in [record.message for record in caplog.records]
 
 
 def test_every_tool_is_named_once() -> None:

@@ -1,5 +1,5 @@
 """However long a text is, a client gets it whole, character for character, by doing what the
-result says: ``offset`` where there is one, else ``rest``; and never two texts for one."""
+result says: ``rest``, or an ``offset`` for a reply; and never two texts for one."""
 
 from __future__ import annotations
 
@@ -59,17 +59,52 @@ async def calling(app: FakeApp) -> AsyncIterator[Any]:
         yield call
 
 
-async def test_a_block_is_read_whole_with_an_offset(app: FakeApp) -> None:
+@pytest.mark.parametrize("label", ["notes", ""])
+async def test_a_block_is_read_whole_with_its_rest(app: FakeApp, label: str) -> None:
+    revision = Block("notes", TEXT).revision
     async with calling(app) as call:
-        read, calls = "", 0
+        read, calls, cursor = "", 0, ""
         while True:
-            got = await call("get_agent_memory", agent="Long", label="notes", offset=len(read))
-            (block,) = got["blocks"]
+            got = await call("get_agent_memory", agent="Long", label=label, cursor=cursor)
+            block = got["blocks"][0]
             read, calls = read + block["value"], calls + 1
             if "truncated" not in block:
                 break
-            assert "revision" not in block
-    assert read == TEXT and calls < 8 and block["revision"]
+            cursor = block["rest"]
+            assert "revision" not in block and revision not in cursor
+            assert len(got["blocks"]) == (1 if label or calls > 1 else 2)
+    assert read == TEXT and calls < 8 and block["revision"] == revision and "rest" not in block
+
+
+async def refusal(app: FakeApp, tool: str, **arguments: Any) -> str:
+    """What a call that is refused is told."""
+    async with Client(build_server(app), mode="2026-07-28") as client:
+        result = await client.call_tool(tool, arguments)
+    (content,) = result.content
+    assert result.is_error and isinstance(content, TextContent), result
+    return content.text
+
+
+@pytest.mark.parametrize("history", [False, True])
+async def test_no_revision_is_had_for_a_block_that_changed_while_it_was_read(
+    app: FakeApp, history: bool
+) -> None:
+    asked = {"agent": "Long", "label": "notes", "history": history}
+    async with calling(app) as call:
+        cursor = (await call("get_agent_memory", **asked))["blocks"][0]["rest"]
+        await call("update_agent_memory", agent="Long", label="notes", value=OTHER)
+        told = await refusal(app, "get_agent_memory", **asked, cursor=cursor)
+    assert told == "This cursor is of a text that has changed. Begin without one."
+
+
+async def test_no_revision_is_had_for_what_lies_beyond_the_end_of_a_block(app: FakeApp) -> None:
+    async with calling(app) as call:
+        rest = (await call("get_agent_memory", agent="Long", label="notes"))["blocks"][0]["rest"]
+    _, _, mark, _ = rest.split(".")
+    for cursor in (f"0.{CHARS}.{mark}.", f"1.0.{mark}.", f"0.9.{mark[::-1]}.", "0.99999..",
+                   "99999", "history", "0.0..history", f"0.9.{mark}.history"):  # fmt: skip
+        told = await refusal(app, "get_agent_memory", agent="Long", label="notes", cursor=cursor)
+        assert told.startswith("This cursor is "), cursor
 
 
 async def test_a_reply_is_read_whole_with_an_offset(app: FakeApp) -> None:
@@ -82,19 +117,21 @@ async def test_a_reply_is_read_whole_with_an_offset(app: FakeApp) -> None:
     assert read == TEXT
 
 
-async def test_a_diff_is_read_whole_in_the_history(app: FakeApp) -> None:
+@pytest.mark.parametrize("label", ["notes", ""])
+async def test_a_diff_is_read_whole_in_the_history(app: FakeApp, label: str) -> None:
     async with calling(app) as call:
         done = await call("update_agent_memory", agent="Long", label="notes", value=OTHER)
         assert done["truncated"] and TEXT.startswith(done["diff"].split("\n-")[1])
-        read = ""
-        while True:
-            got = await call(
-                "get_agent_memory", agent="Long", label="notes", history=True, offset=len(read)
-            )
-            (made,) = [one for one in got["history"] if one["revision"] == done["revision"]]
-            read += made.get("diff", "")
-            if "truncated" not in made:
-                break
+        asked = {"agent": "Long", "label": label}
+        got = await call("get_agent_memory", **asked, history=True)
+        (made,) = [one for one in got["history"] if one["revision"] == done["revision"]]
+        read = made["diff"]
+        while "truncated" in made:
+            got = await call("get_agent_memory", **asked, cursor=made["rest"])
+            assert got["blocks"] == []
+            (made,) = got["history"]
+            assert made["revision"] == done["revision"]
+            read += made["diff"]
     assert read == diff_of(TEXT, OTHER) and len(read) > 2 * CHARS
 
 
@@ -258,7 +295,7 @@ async def test_what_a_resource_cuts_its_tool_goes_on_with(app: FakeApp) -> None:
     assert block["truncated"] and message["truncated"]
     read = block["value"], message["text"]
     async with calling(app) as call:
-        got = await call("get_agent_memory", agent="Long", label="notes", offset=len(read[0]))
+        got = await call("get_agent_memory", agent="Long", label="notes", cursor=block["rest"])
         assert TEXT.startswith(read[0] + got["blocks"][0]["value"])
         got = await call("read_room", room="Ada", cursor=message["rest"])
         assert TEXT.startswith(read[1] + got["messages"][0]["text"])

@@ -184,6 +184,10 @@ async def test_another_process_may_ask_for_one_room_or_for_all(tmp_path: Path) -
         assert (page.late, page.late_total, page.next_cursor) == ({ROOM: 2}, 1, "")
         beyond = await deliveries.page_parked("", 1, write_cursor("", ROOM))
         assert (beyond.late, beyond.late_total) == ({}, 1)
+        of_agents = [
+            await deliveries.page_parked(agent, 1, "") for agent in (HOME.agent_id, "other")
+        ]
+        assert [(page.late, page.late_total) for page in of_agents] == [({ROOM: 2}, 1), ({}, 0)]
         with pytest.raises(Misuse, match="not one that list_parked gave"):
             await deliveries.page_parked("", 1, "0123456789abcdef01234567")
         with pytest.raises(Misuse, match="no id of a room"):

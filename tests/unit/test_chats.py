@@ -9,7 +9,7 @@ import pytest
 from homeroom.chats import SAME_WITHIN_MS, chat_key, is_chat_of, signed
 from homeroom.decide import chat_items
 from homeroom.errors import LimitExceeded, Misuse
-from homeroom.items import NewItem
+from homeroom.items import ItemKind, ItemState, NewItem
 from homeroom.model import AgentId, GhostId, ItemId, Mapping, RoomId
 from homeroom.store import Store, open_store
 
@@ -50,6 +50,25 @@ async def test_the_same_text_to_the_same_agent_by_the_same_caller_is_one_message
         others.append(await put(store, chat()))
         assert len({first, *others}) == 5
         assert (await store.count_items())["waiting"] == 5
+
+
+@pytest.mark.parametrize("state", [ItemState.CANCELLED, ItemState.EXPIRED, ItemState.PARKED])
+@pytest.mark.parametrize("has_begun", [False, True])
+async def test_one_that_ended_and_was_never_delivered_is_not_the_same_message(
+    state: ItemState, has_begun: bool, tmp_path: Path
+) -> None:
+    now = [1_000_000]
+    async with open_store(tmp_path / "s.db", now_ms=lambda: now[0]) as store:
+        fence = (await store.take_lease("me", rank=1, ttl_ms=60_000)).fence
+        first = await put(store, chat())
+        item, _ = await store.claim([ItemKind.TURN], fence)
+        assert item is not None
+        if has_begun:
+            await store.begin(item, fence)
+        await store.finish(item, state, fence=fence, reason="why", delivered=has_begun)
+        again = await put(store, chat())
+        assert (again == first) is has_begun
+        assert await put(store, chat()) == again
 
 
 async def test_it_is_one_message_also_for_another_process_on_the_same_store(

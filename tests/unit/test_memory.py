@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,13 +96,31 @@ async def test_an_old_change_is_undone_only_by_who_knows_what_comes_after(tmp_pa
         await change(store, one, two)
         await change(store, two, three)
         versions = await store.list_block_versions(ADA, "human")
-    with pytest.raises(Conflict, match=three.revision):
+    present = f"1 later change of .* expected_revision={three.revision} "
+    with pytest.raises(Misuse, match=present):
         undoing(three, versions, Edit(undo_of=two.revision))
+    elsewhere = block("four, not seen yet")
+    with pytest.raises(Misuse, match=f"2 later changes .*={elsewhere.revision} "):
+        undoing(elsewhere, versions, Edit(undo_of=two.revision))
     edit = Edit(undo_of=two.revision, expected_revision=three.revision)
     assert block_after_edit(three, undoing(three, versions, edit)) == "one"
     with pytest.raises(NotFound, match="history=true") as caught:
         undoing(three, versions, Edit(undo_of=one.revision))
     assert caught.value.candidates == (three.revision, two.revision)
+
+
+async def test_what_can_be_undone_is_named_once_and_nothing_else_is(tmp_path: Path) -> None:
+    values = [block(f"value {number}") for number in range(VERSIONS_KEPT + 3)]
+    async with open_store(tmp_path / "s.db") as store:
+        for before, after in pairwise([*values, values[-2], values[-1]]):
+            await change(store, before, after)
+        versions = await store.list_block_versions(ADA, "human")
+    with pytest.raises(NotFound) as caught:
+        undoing(values[-1], versions, Edit(undo_of="0"))
+    newest = [one.revision for one in (values[-1], values[-2], *values[-3:-6:-1])]
+    assert caught.value.candidates == tuple(newest)
+    with pytest.raises(NotFound):  # what was there before it is not kept any more
+        undoing(values[-1], versions, Edit(undo_of=versions[-1].revision))
 
 
 async def test_undoing_goes_alone(tmp_path: Path) -> None:
@@ -291,6 +313,72 @@ async def test_of_two_windows_one_alone_succeeds_with_the_same_revision(
                 await turned_away.wait()
                 letta.may_write.set()
     assert ends == ["two", "conflict"] and letta.value == "two"
+
+
+class ReadBetween(SlowLetta):
+    """One whose block somebody reads after it was written and before the writer hears of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: Callable[[], Awaitable[object]] = anyio.lowlevel.checkpoint
+
+    async def write_block(self, agent_id: AgentId, label: str, value: str) -> Block:
+        self.value = value
+        await self.read()
+        return block(value)
+
+
+async def test_a_change_is_its_callers_also_if_somebody_read_it_before_that_was_noted(
+    tmp_path: Path,
+) -> None:
+    letta = ReadBetween()
+    async with open_store(tmp_path / "s.db") as store, open_store(tmp_path / "s.db") as other:
+        reader = window(letta, other)
+        letta.read = partial(reader.get, "Ada", "human")
+        await letta.read()
+        await window(letta, store).update("Ada", "human", Edit("two"), "token-1")
+        versions = await store.list_block_versions(ADA, "human")
+    assert [(one.value, one.caller) for one in versions] == [("two", "token-1"), ("one", "")]
+
+
+async def test_watchers_are_told_of_the_first_change_of_a_block_when_it_is_made(
+    tmp_path: Path,
+) -> None:
+    letta, stamps = ReadBetween(), list[dict[tuple[str, str], str]]()
+    async with open_store(tmp_path / "s.db") as store:
+
+        async def note_stamps() -> None:
+            stamps.append(await store.memory_stamps([ADA]))
+
+        letta.read = note_stamps
+        await note_stamps()
+        await window(letta, store).update("Ada", "human", Edit("two"), "c")
+        await note_stamps()
+    before, meanwhile, after = stamps
+    assert before == meanwhile != after
+
+
+async def test_watchers_hear_of_a_change_elsewhere_that_a_failed_one_came_upon(
+    tmp_path: Path,
+) -> None:
+    letta, seen = ReadBetween(), list[str]()
+
+    async def fail() -> None:
+        letta.value = "changed elsewhere"
+        raise Unavailable("letta")
+
+    letta.read = fail
+    async with open_store(tmp_path / "s.db") as store, open_store(tmp_path / "s.db") as other:
+        mine, theirs = window(letta, store), window(letta, other)
+        for one, name in ((mine, "mine"), (theirs, "theirs")):
+            one.on_seen = lambda agent_id, label, name=name: seen.append(name)  # type: ignore[misc]
+            await one.get("Ada", "human")
+        letta.value = "changed elsewhere"
+        with pytest.raises(Unavailable):
+            await mine.update("Ada", "human", Edit("two"), "c")
+        assert seen == ["mine"]
+        await theirs.get("Ada", "human")
+    assert seen == ["mine", "theirs"]
 
 
 async def test_who_waits_too_long_for_another_window_is_told_so(

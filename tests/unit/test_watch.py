@@ -130,6 +130,8 @@ async def test_a_message_an_answer_a_change_of_memory_and_of_a_home_are_told_apa
 ) -> None:
     async with open_store(tmp_path / "s.db") as store:
         fence, watch = await lease(store), watch_of(store)
+        for label in ("human", "persona"):
+            await store.note_block(ADA.id, Block(label, "one"))
         seen = await watch.stamps(ALL)
         await hear(store, fence)
         assert await changed_by(watch, seen) == {MESSAGES}

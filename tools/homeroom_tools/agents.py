@@ -28,7 +28,7 @@ Limit = Annotated[int, Field(ge=1, le=100, description="Page size.")]
 Cursor = Annotated[str, Field(description="From next_cursor.")]
 ConfirmRemovals = Annotated[
     bool,
-    Field(description="Retire many at once: only if a person says so."),
+    Field(description="Retire many: only if a person says so."),
 ]
 Audit = Annotated[bool, Field(description="Look at the rooms first.")]
 Invite = Annotated[str, Field(description="Invite this Matrix id again.")]
@@ -61,16 +61,14 @@ def agent_tools(app: App) -> list[Tool]:
     async def list_agents(
         query: Query = "", detail: Detail = "concise", limit: Limit = 50, cursor: Cursor = ""
     ) -> views.AgentList:
-        """Lists the Letta agents by name. Use it first, to find the agent a task needs: other tools
-        take its id or exact name. full adds tags and problem.
+        """Lists Letta agents by name. Use it first, to find whom a task needs. full adds tags and
+        problem.
         """
         page = await app.list_agents(query, limit, cursor)
         return views.agent_list(page, full=detail == "full")
 
     async def get_agent(agent: AgentRef, detail: Detail = "concise") -> views.AgentDetail:
-        """Shows one agent you know: purpose, Matrix home. full adds tags, block labels and what is
-        wrong with it.
-        """
+        """Shows one agent: purpose, Matrix home. full adds tags, block labels and problem."""
         view = await app.get_agent(agent)
         if detail == "concise":
             return views.agent_detail(view, full=False)
@@ -84,8 +82,8 @@ def agent_tools(app: App) -> list[Tool]:
         ctx: Context[Any, Any], dry_run: DryRun = False,
         confirm_removals: ConfirmRemovals = False, audit: Audit = False, invite: Invite = "",
     ) -> views.SyncResult:  # fmt: skip
-        """Brings Matrix into step with Letta now: users, rooms, names, invitations. Runs by itself;
-        use it when an agent is new or renamed. Deletes nothing, takes 45 s at most.
+        """Brings Matrix into step with Letta: users, rooms, names, invitations. Runs by itself; use
+        it when an agent is new or renamed. Deletes nothing, takes 45 s at most.
         """
         report = await app.sync(
             dry_run=dry_run, confirm_removals=confirm_removals, audit=audit,
@@ -94,8 +92,8 @@ def agent_tools(app: App) -> list[Tool]:
         return views.sync_result(report)
 
     async def get_sync_status() -> views.SyncState:
-        """Tells how the last sync ended and which agents fail. Use it when an agent
-        has no room or an old name.
+        """Tells how the last sync ended and which agents fail. Use it if an agent has no room or
+        an old name.
         """
         return views.sync_state(await app.sync_status())
 

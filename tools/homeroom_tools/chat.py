@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 HEARTBEAT_S = 5.0
 """Longest silence towards a waiting client, in seconds; some count 10 s of it as a lost call."""
 FIND_S = 10.0
-"""How long the agent is looked for at least, in seconds, however short the wait for its answer."""
+"""How long an agent that only Letta can know is looked for at least, in seconds, however short the
+wait for its answer."""
 DELTA_INTERVAL_S = 0.5
 """Least time between two progress notifications with pieces of the answer, in seconds."""
 DELTA_CHARS = 200
@@ -134,9 +135,9 @@ def chat_tools(app: App) -> list[Tool]:
         priority: PriorityName = "normal",
         expires_after_s: ExpiresAfter = 0,
     ) -> views.Reply:
-        """Sends a message to a Letta agent and returns its answer. It remembers: say only what is
-        new. If it takes longer than wait_s, status is pending: call get_reply, never resend. The
-        same text within 10 s is one message. At most 100000 characters.
+        """Sends a message (at most 100000 characters) to a Letta agent and returns its answer. It
+        remembers: say only what is new. After wait_s status is pending: call get_reply, never
+        resend. The same text within 10 s is one message.
         """
         progress, deadline = Waiting(ctx), monotonic() + wait_s
         async with progress.beating("looking for the agent"):

@@ -26,7 +26,7 @@ def delivery_tools(app: App) -> list[Tool]:
     """The tools of this module, bound to ``app``."""
 
     async def explain_delivery(id: DeliveryId) -> views.DeliveryStory:  # noqa: A002
-        """Tells what became of a message, step by step, without its text. Use it when an agent did
+        """Tells what became of a message, step by step, without its text. Use it if an agent did
         not answer.
         """
         return views.delivery_story(await app.explain(id))
@@ -42,7 +42,7 @@ def delivery_tools(app: App) -> list[Tool]:
 
     async def replay_parked(id: ParkedId, drop: Drop = False) -> views.Replayed:  # noqa: A002
         """Tries a parked item again, before newer ones, or has a room's late messages answered. Use
-        it when the cause is repaired. What may have arrived is looked for first, not sent twice.
+        it when the cause is repaired. What may have arrived is not sent twice.
         """
         name = id.strip()
         if drop:

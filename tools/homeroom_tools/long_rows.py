@@ -1,4 +1,4 @@
-"""Entries of a page with a text that may be longer than a page, and the way to the rest of it.
+"""Entries of a list with a text that may be longer than a result, and the way to the rest of it.
 
 Owns the cursors that lead to an entry in the middle of a page, or into its text: they name the
 page, the entry on it, how much of its text was shown, and what that text was. Invariant: whoever
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 from pydantic import Field, PrivateAttr
 
@@ -66,7 +67,7 @@ class LongRow(LongText, Row):
         """Has its text begin at ``place``, and a page that ends with it go on behind it."""
         setattr(self, self.long_field, self.long_text[place.offset :])
         self._begins = place
-        self.at(str(Place(place.cursor, place.index + 1)))
+        self.leading_to(str(Place(place.cursor, place.index + 1)))
 
     @property
     def cut_chars(self) -> int:
@@ -77,6 +78,9 @@ class LongRow(LongText, Row):
         super().cut(keep_chars)
         begins = self._begins
         self.rest = str(replace(begins, offset=begins.offset + len(self.long_text)))
+
+
+LongRowT = TypeVar("LongRowT", bound=LongRow)
 
 
 class LongPage(Page):
@@ -93,19 +97,34 @@ class LongPage(Page):
         Raises:
             Misuse: the text in which it should begin has changed, or is not there any more.
         """
-        rows = [row for row in self.rows if isinstance(row, LongRow)][place.index :]
-        if place.mark:
-            if not rows or _mark_of(rows[0]) != place.mark:
-                raise refused_cursor("of a text that has changed")
-            rows[0].stand_at(place)
-        else:
-            for index, row in enumerate(rows, place.index):
-                row.stand_at(replace(place, index=index, mark=_mark_of(row)))
-                if limit > 1 and len(row.long_text) > self.most_chars:
-                    row.cut(self.most_chars)
-        setattr(self, self.rows_field, rows)
+        rows = [row for row in self.rows if isinstance(row, LongRow)]
+        opened = opened_rows(rows, place, self.most_chars if limit > 1 else None)
+        setattr(self, self.rows_field, opened)
         return self
 
 
+def opened_rows(
+    rows: Sequence[LongRowT], place: Place, most_chars: int | None = None
+) -> list[LongRowT]:
+    """Those of a list that ``place`` means: all from its entry on, each cut at ``most_chars``; or,
+    if it lies within a text, that entry with the rest of it.
+
+    Raises:
+        Misuse: the text within which it lies has changed, or is not there any more.
+    """
+    left = list(rows[place.index :])
+    if place.mark:
+        if not left or _mark_of(left[0]) != place.mark or place.offset >= len(left[0].long_text):
+            raise refused_cursor("of a text that has changed")
+        left[0].stand_at(place)
+        return left[:1]
+    for index, row in enumerate(left, place.index):
+        row.stand_at(replace(place, index=index, mark=_mark_of(row)))
+        if most_chars is not None and len(row.long_text) > most_chars:
+            row.cut(most_chars)
+    return left
+
+
 def _mark_of(row: LongRow) -> str:
-    return hashlib.sha256(row.long_text.encode()).hexdigest()[:12]
+    # Salted: it must not be the revision of a block, which proves that one has read all of it.
+    return hashlib.sha256(b"rest\0" + row.long_text.encode()).hexdigest()[:12]

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from homeroom.app import App
 
 AnyLabel = Annotated[str, Field(description="Only this block.")]
-History = Annotated[bool, Field(description="Also earlier versions.")]
-Offset = Annotated[int, Field(ge=0, description="Characters to skip.")]
+History = Annotated[bool, Field(description="Also 20 versions changed here.")]
+Rest = Annotated[str, Field(description="From rest.")]
 Label = Annotated[str, Field(min_length=1, description="Of the block.")]
 Value = Annotated[str, Field(description="New text.")]
 Mode = Annotated[
@@ -40,13 +40,13 @@ def memory_tools(app: App) -> list[Tool]:
     """The tools of this module, bound to ``app``."""
 
     async def get_agent_memory(
-        agent: AgentRef, label: AnyLabel = "", history: History = False, offset: Offset = 0
+        agent: AgentRef, label: AnyLabel = "", history: History = False, cursor: Rest = ""
     ) -> views.AgentMemory:
-        """Reads an agent's memory blocks, which stand in all its prompts. Use it before a change.
-        history: 20 versions of what changed here.
-        """
+        """Reads an agent's memory blocks, which are in all its prompts. Use it before a change."""
+        place = Place.of(cursor)
+        history = history or place.cursor == views.IN_HISTORY
         view = await app.get_memory(agent, label, history=history)
-        return views.agent_memory(view, offset, label, history=history)
+        return views.agent_memory(view, label, place, history=history)
 
     async def update_agent_memory(
         agent: AgentRef,
@@ -58,9 +58,9 @@ def memory_tools(app: App) -> list[Tool]:
         undo_of: UndoOf = "",
         force: Force = False,
     ) -> views.UpdatedMemory:
-        """Changes one memory block of an agent, from its next turn on. Read it first and pass its
-        revision: if it changed since, or the text exceeds the block's limit, nothing is written.
-        Prefer replace_text or append (on a new line). 20 versions are kept for undo_of.
+        """Changes a memory block from the agent's next turn on. Read it first and pass its
+        revision: if it changed since, or its limit is exceeded, nothing is written. Prefer
+        replace_text or append (a new line). 20 versions are kept for undo_of.
         """
         edit = Edit(
             value=value,
@@ -76,8 +76,8 @@ def memory_tools(app: App) -> list[Tool]:
     async def search_agent_memory(
         agent: AgentRef, query: Query, limit: Limit = 10, cursor: Cursor = ""
     ) -> views.Hits:
-        """Searches an agent's blocks by text, then 100 archival passages at most, if Letta has
-        them. Use it for what is too long to read.
+        """Searches an agent's blocks by text, then at most 100 archival passages. Use it for what
+        is too long to read.
         """
         place = Place.of(cursor)
         found = await app.search_memory(agent, query, place.count(limit), place.cursor)

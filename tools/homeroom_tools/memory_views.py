@@ -6,10 +6,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from homeroom.cursors import refused_cursor
 from homeroom.model import Block, encodable
 from homeroom.reading import BlockVersion, MemoryChange, MemoryHit, MemoryHits, MemoryView
 from homeroom.times import utc_iso
-from homeroom_tools.long_rows import BEGINNING, LongPage, LongRow, Place
+from homeroom_tools.long_rows import BEGINNING, LongPage, LongRow, Place, opened_rows
 from homeroom_tools.text import LINE_CHARS, NAME_CHARS, clean, clean_line
 from homeroom_tools.toolkit import UNTRUSTED, ListPage, LongText, Result
 
@@ -19,14 +20,15 @@ DIFF_CHARS = 4_000
 """Longest diff that a change is answered with, in characters; it is whole in the history."""
 VERSION_DIFF_CHARS = 600
 """Longest diff of one old version, in characters; of one block alone they are as long as may be."""
+IN_HISTORY = "history"
+"""Is in the cursors that lead into the diff of a version, and in no other."""
 VERSIONS = 100
 """Most versions in one result, of all blocks together."""
 
 
-class BlockEntry(LongText):
+class BlockEntry(LongRow):
     long_field: ClassVar[str] = "value"
 
-    truncated: bool | None = Field(default=None, description="give label, offset")
     label: str = Field(description=UNTRUSTED + "its handle")
     value: str = Field(description=UNTRUSTED + "as stored")
     limit: int | None = Field(default=None, description="characters")
@@ -34,19 +36,19 @@ class BlockEntry(LongText):
     description: str | None = Field(default=None, description=UNTRUSTED + "purpose")
     revision: str | None = Field(
         default=None,
-        description="for expected_revision, absent if truncated",
+        description="if read to its end",
     )
 
     def cut(self, keep_chars: int) -> None:
-        # Whoever has seen only the beginning must not prove having read it all and overwrite it.
+        # Whoever has not seen the end must not prove having read it all and overwrite it. Who reads
+        # the end at a cursor has read what comes before it, of this very text.
         super().cut(keep_chars)
         self.revision = None
 
 
-class Version(LongText):
+class Version(LongRow):
     long_field: ClassVar[str] = "diff"
 
-    truncated: bool | None = Field(default=None, description="give label, offset")
     label: str = Field(description=UNTRUSTED + "block")
     revision: str = Field(description="for undo_of")
     at: str | None = Field(description="UTC")
@@ -87,12 +89,24 @@ class Hits(LongPage, ListPage):
     hits: list[Hit] = Field(description="Best first.")
 
 
-def agent_memory(view: MemoryView, offset: int, label: str, *, history: bool) -> AgentMemory:
-    most_chars = None if label else VERSION_DIFF_CHARS
+def agent_memory(
+    view: MemoryView, label: str = "", place: Place = BEGINNING, *, history: bool = False
+) -> AgentMemory:
+    """The blocks of an agent (that one alone, with a label), with their past if it is asked for; or
+    the rest of one text among them, at ``place``. Raises Misuse if that has changed, or is none."""
+    if place != BEGINNING and not (place.mark and place.cursor in ("", IN_HISTORY)):
+        raise refused_cursor("not one that get_agent_memory gave")
     shown = view.versions[:VERSIONS]
+    blocks, versions = [_block(one) for one in view.blocks], [_version(one) for one in shown]
+    if place.cursor == IN_HISTORY:
+        return AgentMemory(blocks=[], history=opened_rows(versions, place))
+    blocks = opened_rows(blocks, place)
+    if place.mark:
+        return AgentMemory(blocks=blocks)
+    most_chars = None if label else VERSION_DIFF_CHARS
     return AgentMemory(
-        blocks=[_block(block, offset) for block in view.blocks],
-        history=[_version(version, offset, most_chars) for version in shown] if history else None,
+        blocks=blocks,
+        history=opened_rows(versions, Place(IN_HISTORY), most_chars) if history else None,
         truncated=len(shown) < len(view.versions) or None,
     )
 
@@ -120,28 +134,24 @@ def memory_hits(found: MemoryHits, limit: int, place: Place = BEGINNING) -> Hits
     return shown.opened(place, limit)
 
 
-def _block(block: Block, offset: int) -> BlockEntry:
-    value = encodable(block.value)  # no more: an editor has to get back what is stored
+def _block(block: Block) -> BlockEntry:
     return BlockEntry(
         label=clean_line(block.label, LINE_CHARS),
-        value=value[offset:],
+        value=encodable(block.value),  # no more: an editor has to get back what is stored
         limit=block.limit or None,
         read_only=block.read_only,
         description=clean_line(block.description, LINE_CHARS) or None,
-        # Who reads on at an offset has read what comes before.
         revision=block.revision,
     )
 
 
-def _version(version: BlockVersion, offset: int, most_chars: int | None) -> Version:
-    diff = clean(version.diff)[offset:]
+def _version(version: BlockVersion) -> Version:
     return Version(
         label=clean_line(version.label, NAME_CHARS),
         revision=version.revision,
         at=utc_iso(version.at_ms),
         by=clean_line(version.caller, NAME_CHARS) or "elsewhere",
-        diff=diff[:most_chars] or None,
-        truncated=len(diff[:most_chars]) < len(diff) or None,
+        diff=clean(version.diff) or None,
     )
 
 

@@ -28,7 +28,7 @@ class Message(LongRow):
     id: str = Field(description=UNTRUSTED + "Matrix event")
     sender: str = Field(description=UNTRUSTED + "Matrix id")
     time: str | None = Field(description="UTC")
-    from_agent: bool = Field(description="an agent's user posted it")
+    from_agent: bool = Field(description="an agent posted it")
     kind: str | None = Field(default=None, description=UNTRUSTED + "if not text")
     text: str = Field(description=UNTRUSTED + "message")
 
@@ -73,7 +73,7 @@ def room_list(page: RoomPage, *, full: bool) -> RoomList:
     return RoomList(
         total=page.total,
         next_cursor=page.next_cursor or None,
-        rooms=[_room(room, full=full).at(room.cursor) for room in page.rooms],
+        rooms=[_room(room, full=full).leading_to(room.cursor) for room in page.rooms],
     )
 
 

@@ -22,7 +22,7 @@ def room_tools(app: App) -> list[Tool]:
     """The tools of this module, bound to ``app``."""
 
     async def read_room(room: RoomRef, limit: Limit = 20, cursor: Cursor = "") -> views.Transcript:
-        """Reads a Matrix room that Homeroom serves. Use it to see what people and agents said."""
+        """Reads a Matrix room Homeroom serves. Use it to see what people and agents said."""
         place = Place.of(cursor)
         page = await app.read_room(room, place.count(limit), place.cursor)
         return views.transcript(page, limit, place)
@@ -31,7 +31,7 @@ def room_tools(app: App) -> list[Tool]:
         agent: OptionalAgent = "", detail: Detail = "concise", limit: Limit = 50,
         cursor: Cursor = "",
     ) -> views.RoomList:  # fmt: skip
-        """Lists the rooms that Homeroom serves. Use it to see where something happened.
+        """Lists the rooms Homeroom serves. Use it to see where something happened.
         full adds alias and problem.
         """
         page = await app.list_rooms(agent, limit, cursor)

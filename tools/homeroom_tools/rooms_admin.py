@@ -20,20 +20,20 @@ MAX_REFUSALS = 20
 
 Fix = Annotated[bool, Field(description="Mend it.")]
 All = Annotated[bool, Field(description="Also sound rooms.")]
-AgentName = Annotated[str, Field(description=UNTRUSTED + "of the agent")]
+AgentName = Annotated[str, Field(description=UNTRUSTED + "its name")]
 RefusedLine = Annotated[str, Field(description=UNTRUSTED + "who, where, why")]
 
 
 class RoomFault(Result):
     kind: str = Field(description="what is wrong")
     detail: str = Field(description=UNTRUSTED + "what to do")
-    ghost: str | None = Field(default=None, description=UNTRUSTED + "Matrix id of the agent")
+    ghost: str | None = Field(default=None, description=UNTRUSTED + "its Matrix id")
     fixed: bool = Field(description="just now")
 
 
 class RoomEntry(Result):
     room: str = Field(description=UNTRUSTED + "Matrix id")
-    kind: Literal["home", "further", "none"] = Field(description="none is not served")
+    kind: Literal["home", "further", "none"] = Field(description="none: not served")
     agents: list[AgentName] = Field(description=UNTRUSTED + "who serves it")
     since: str | None = Field(default=None, description="UTC")
     people: int = Field(description="in it")
@@ -54,7 +54,7 @@ def diagnosis_tools(app: App) -> list[Tool]:
     """The tools of this module, bound to ``app``."""
 
     async def diagnose_rooms(fix: Fix = False, all: All = False) -> RoomsDiagnosis:  # noqa: A002
-        """Tells who serves which room and what is wrong there: if no agent answers, or two.
+        """Tells who serves which room and what is wrong: if no agent answers, or two.
         fix ends stale claims and stray memberships, invites the hub; deletes nothing.
         """
         return rooms_diagnosis(await app.diagnose_rooms(fix), everything=all)

@@ -23,6 +23,7 @@ from homeroom_tools.resources import add_resources, kinds_of
 from homeroom_tools.scopes import ScopeGuard, needs_of
 from homeroom_tools.selection import Selection, select
 from homeroom_tools.stdio import run_stdio
+from homeroom_tools.text import NAME_CHARS, clean_line
 from homeroom_tools.tokens import Tokens
 from homeroom_tools.toolkit import guard_crashes
 from homeroom_tools.updates import add_updates
@@ -44,7 +45,8 @@ class HomeroomServer(MCPServer[Any]):
 
     The lists of tools, prompts and resources are fixed for a process, so nobody is promised word of
     a change, though the SDK would promise it to everybody once resources can be watched. And a
-    prompt that is unknown or lacks an argument is the client's mistake and not a crash.
+    prompt that is unknown, lacks an argument or has none of that name is the client's mistake and
+    not a crash.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -70,7 +72,8 @@ class HomeroomServer(MCPServer[Any]):
         """The rendered prompt.
 
         Raises:
-            MCPError: there is no such prompt, or it needs an argument more (-32602).
+            MCPError: there is no such prompt, it needs an argument more, or it has none of a name
+                that was given (-32602).
         """
         known = {prompt.name: prompt.arguments or [] for prompt in await self.list_prompts()}
         if name not in known:
@@ -79,6 +82,12 @@ class HomeroomServer(MCPServer[Any]):
         missing = [one.name for one in known[name] if one.required and one.name not in given]
         if missing:
             raise MCPError(INVALID_PARAMS, f"Missing prompt arguments: {', '.join(missing)}")
+        names = [one.name for one in known[name]]
+        if unknown := [clean_line(one, NAME_CHARS) for one in given if one not in names]:
+            told = (
+                f"Unknown prompt arguments: {', '.join(unknown[:5])}. There are: {', '.join(names)}"
+            )
+            raise MCPError(INVALID_PARAMS, told)
         return await super().get_prompt(name, arguments, context)
 
 

@@ -92,7 +92,7 @@ class Row(Result):
 
     _cursor: str = PrivateAttr("")
 
-    def at(self, cursor: str) -> Self:
+    def leading_to(self, cursor: str) -> Self:
         """The row, knowing where a page goes on that ends with it."""
         self._cursor = cursor
         return self
@@ -360,7 +360,8 @@ def _json_chars(text: str) -> int:
 
 
 def _tidy(schema: dict[str, Any]) -> dict[str, Any]:
-    """``schema`` without pydantic's titles and docstrings, and without null: it is never sent."""
+    """``schema`` without pydantic's titles and docstrings, and without null: it is never sent. A
+    description of a field ends without a full stop: there are a hundred of them."""
     tidy: dict[str, Any] = {}
     for key, value in schema.items():
         if key in ("properties", "$defs"):
@@ -370,6 +371,8 @@ def _tidy(schema: dict[str, Any]) -> dict[str, Any]:
             tidy |= options[0] if len(options) == 1 else {"anyOf": options}
         elif isinstance(value, dict):
             tidy[key] = _tidy(value)
+        elif key == "description":
+            tidy[key] = value.removesuffix(".")
         elif key != "title" and not (key == "default" and not value):
             tidy[key] = value
     if "properties" in tidy:
@@ -416,7 +419,7 @@ def _folded(fields: dict[str, dict[str, Any]]) -> dict[str, str]:
     ours: list[str] = []
     theirs: list[str] = []
     for name, field in fields.items():
-        text = field["description"].rstrip(".")
+        text = field["description"]
         values = "|".join(field.get("enum", ()))
         kind = f" {values}" if values else _TYPES.get(field["type"], "")
         told = theirs if text.startswith(UNTRUSTED) else ours

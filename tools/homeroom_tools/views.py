@@ -36,7 +36,7 @@ MAX_ACTIONS = 100
 """Actions that one sync result lists; the counts are always of all."""
 DO_NOT_RESEND = "Do not resend; call get_reply with this reply_id."
 
-AgentName = Annotated[str, Field(description=UNTRUSTED + "of the agent")]
+AgentName = Annotated[str, Field(description=UNTRUSTED + "its name")]
 AgentIdField = Annotated[str, Field(description=UNTRUSTED + "of Letta")]
 """Where Letta is a proxy an agent's id is its name: whatever somebody called it."""
 PURPOSE_CHARS = 120
@@ -50,7 +50,7 @@ LABELS = 100
 class AgentEntry(Row):
     id: str = Field(description=UNTRUSTED + "survives renames")
     name: AgentName
-    description: str | None = Field(default=None, description=UNTRUSTED + "what it is for")
+    description: str | None = Field(default=None, description=UNTRUSTED + "purpose")
     state: Literal["home", "moving_in", "no_matrix", "not_synced", "not_selected", "failing"] = (
         Field(description="its Matrix home")
     )
@@ -66,8 +66,8 @@ class AgentList(ListPage):
 
 
 class AgentDetail(AgentEntry):
-    ghost: str | None = Field(default=None, description=UNTRUSTED + "Matrix id it writes as")
-    blocks: list[str] | None = Field(default=None, description=UNTRUSTED + "labels in its memory")
+    ghost: str | None = Field(default=None, description=UNTRUSTED + "its Matrix id")
+    blocks: list[str] | None = Field(default=None, description=UNTRUSTED + "memory labels")
 
 
 class SyncAction(Result):
@@ -90,7 +90,7 @@ class SyncResult(Result):
     left: int = Field(description="not done")
     duration_s: float = Field(description="it took")
     actions: list[SyncAction] = Field(description=f"First {MAX_ACTIONS}: failed, left, applied.")
-    truncated: bool | None = Field(default=None, description="there are more")
+    truncated: bool | None = Field(default=None, description="more left")
 
 
 class FailingAgent(Result):
@@ -126,7 +126,7 @@ class Reply(LongText):
     agent_id: AgentIdField
     reply: str | None = Field(default=None, description=UNTRUSTED + "the answer")
     reason: str | None = Field(default=None, description=UNTRUSTED + "why it failed")
-    ahead: int | None = Field(default=None, description="messages before it")
+    ahead: int | None = Field(default=None, description="before it")
     hint: str | None = Field(default=None, description="what to do")
 
 
@@ -136,7 +136,7 @@ class DeliveryStep(Result):
 
 
 class DeliveryStory(Result):
-    state: StoryState = Field(description="held is late, kept until asked for")
+    state: StoryState = Field(description="held: late, until asked for")
     now: str = Field(description="in words")
     steps: list[DeliveryStep] = Field(description="Oldest first.")
     reply_id: str | None = Field(default=None, description="for replay_parked")
@@ -171,7 +171,7 @@ class ParkedList(ListPage):
 
 class Replayed(Result):
     id: str = Field(description=UNTRUSTED + "of it")
-    ahead: int | None = Field(default=None, description="items before it")
+    ahead: int | None = Field(default=None, description="before it")
     dropped: bool | None = Field(default=None, description="for good")
     answered: int | None = Field(default=None, description="late ones, now")
     left: int | None = Field(default=None, description="late ones")
@@ -182,7 +182,7 @@ def agent_list(page: AgentPage, *, full: bool) -> AgentList:
         total=page.total,
         next_cursor=page.next_cursor or None,
         agents=[
-            AgentEntry.model_validate(_agent_fields(view, full=full)).at(view.cursor)
+            AgentEntry.model_validate(_agent_fields(view, full=full)).leading_to(view.cursor)
             for view in page.agents
         ],
     )
@@ -293,7 +293,7 @@ def parked_list(page: ParkedPage, *, full: bool) -> ParkedList:
     return ParkedList(
         total=page.total,
         next_cursor=page.next_cursor or None,
-        items=[_parked_entry(parked, full=full).at(parked.cursor) for parked in page.items],
+        items=[_parked_entry(parked, full=full).leading_to(parked.cursor) for parked in page.items],
         late=late or None,
         late_total=page.late_total or None,
     )

@@ -54,6 +54,11 @@ class Rooms(SpaceRow, Absences, Routing):
         )
         return read_mapping(row) if row else None
 
+    async def find_homes(self, name: str) -> list[Mapping]:
+        """The rows of the agents with that id or exactly that name that are not retired."""
+        sql = "SELECT * FROM mapping WHERE NOT retired AND ? IN (agent_id, agent_name)"
+        return [read_mapping(row) for row in await self._run(partial(self._rows, sql, (name,)))]
+
     async def save_mapping(
         self, mapping: Mapping, decide: Decide, fence: int, then: Sequence[NewItem] = (), *,
         joined: bool = False, made: RoomTold | None = None,

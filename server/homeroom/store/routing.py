@@ -110,9 +110,23 @@ class Routing(Claims, Stops):
         people = self._people_in(room_id, "join")
         return lambda event: [decide(event, resident, people) for resident in residents]
 
-    async def count_held(self, room_id: str = "") -> dict[RoomId, int]:
-        """How many messages are held in which room; in that one alone, if one is named."""
-        return await self._run(lambda: self._held_counts(room_id))
+    async def count_held(self, room_id: str = "", agent_id: str = "") -> dict[RoomId, int]:
+        """How many messages are held in which room; in that one alone, if one is named, or in
+        those that an agent serves."""
+
+        def read() -> dict[RoomId, int]:
+            held = self._held_counts(room_id)
+            if not agent_id:
+                return held
+            served = self._rows(
+                "SELECT room_id FROM mapping WHERE agent_id = ? UNION SELECT room_id FROM"
+                " room_claim WHERE agent_id = ? AND stage IN ('joining', 'open')",
+                (agent_id, agent_id),
+            )
+            rooms = {row["room_id"] for row in served}
+            return {room: count for room, count in held.items() if room in rooms}
+
+        return await self._run(read)
 
     def _held_counts(self, room_id: str) -> dict[RoomId, int]:
         rows = self._rows(

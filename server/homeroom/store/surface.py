@@ -33,7 +33,8 @@ class Surface(History):
         A message of an agent has a ``guard``: it gets its hop, and is counted, in the same commit.
 
         One with the same dedupe key, or (``same_within_ms`` not 0) with the same fingerprint and
-        that young, is the one it has already: then nothing is put.
+        that young, is the one it has already: then nothing is put. One that has ended and certainly
+        was never delivered has no fingerprint any more: who asks again means it anew.
 
         Raises:
             Misuse: the dedupe key belongs to another message.
@@ -59,7 +60,8 @@ class Surface(History):
             # The order of ids is that of time, so this reads a few rows at the end of the table.
             if recent := self._row(
                 "SELECT id FROM item WHERE id >= ? AND kind = ? AND created_ms BETWEEN ? AND ?"
-                " AND json_extract(payload, '$.fingerprint') = ? ORDER BY id LIMIT 1",
+                " AND json_extract(payload, '$.fingerprint') = ? AND (begun OR state"
+                " NOT IN ('cancelled', 'expired', 'parked')) ORDER BY id LIMIT 1",
                 (
                     f"{max(0, now - same_within_ms) * 1000:013x}", turn.kind,
                     now - same_within_ms + 1, now, fingerprint,
@@ -161,15 +163,22 @@ class Surface(History):
         then: Sequence[NewItem] = (),
     ) -> None:  # fmt: skip
         """Records a value of a block as its newest version, unless it is that already, and puts
-        the items ``then`` that follow."""
+        the items ``then`` that follow. A ``caller`` is written into one that somebody else read
+        before the caller could be noted."""
 
         def write() -> None:
             newest = self._row(
-                "SELECT revision FROM memory_version WHERE agent_id = ? AND label = ?"
+                "SELECT seq, revision FROM memory_version WHERE agent_id = ? AND label = ?"
                 " ORDER BY seq DESC LIMIT 1",
                 (agent_id, block.label),
             )
-            if not newest or newest["revision"] != block.revision:
+            if newest and newest["revision"] == block.revision:
+                if caller:
+                    self._conn.execute(
+                        "UPDATE memory_version SET caller = ? WHERE seq = ? AND caller = ''",
+                        (caller, newest["seq"]),
+                    )
+            else:
                 self._conn.execute(
                     "INSERT INTO memory_version (agent_id, label, revision, replaced, value, at_ms,"
                     " caller) VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -216,13 +225,14 @@ class Surface(History):
         return [_version(row) for row in await self._run(partial(self._rows, sql, args))]
 
     async def memory_stamps(self, agent_ids: Sequence[str]) -> dict[tuple[str, str], str]:
-        """The newest known revision of each block that has versions, by agent and label."""
+        """What the newest known change of each block differs by from any other, by agent and label.
+        The oldest version that is known is no change: it was only looked at."""
 
         def read() -> dict[tuple[str, str], str]:
             marks = ", ".join("?" for _ in agent_ids)
             rows = self._rows(
                 "SELECT agent_id, label, max(seq) AS seq FROM memory_version"
-                f" WHERE agent_id IN ({marks}) GROUP BY agent_id, label",
+                f" WHERE agent_id IN ({marks}) AND replaced != '' GROUP BY agent_id, label",
                 tuple(agent_ids),
             )
             return {(row["agent_id"], row["label"]): str(row["seq"]) for row in rows}
