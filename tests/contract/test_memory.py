@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from homeroom.directory import Directory
-from homeroom.errors import Conflict, LimitExceeded, NotFound
+from homeroom.errors import LimitExceeded, Misuse, NotFound
 from homeroom.letta import Letta, open_letta
 from homeroom.memory import Memory
 from homeroom.model import AgentId
@@ -90,9 +90,9 @@ async def test_what_others_change_is_a_version_and_not_lost_in_an_undo(
             ("three, by the agent itself", ""), ("two", "token-1"), ("one", ""),
         ]  # fmt: skip
         undo = Edit(undo_of=ours.block.revision)
-        with pytest.raises(Conflict):
-            await memory.update(agent, "human", undo, "token-1")
         known = view.blocks[0].revision
+        with pytest.raises(Misuse, match=f"1 later change .* expected_revision={known} "):
+            await memory.update(agent, "human", undo, "token-1")
         undo = Edit(undo_of=ours.block.revision, expected_revision=known)
         assert (await memory.update(agent, "human", undo, "token-1")).block.value == "one"
 
