@@ -47,6 +47,10 @@ def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not port.isdecimal() or int(port) > 65535:
         raise ConfigError("--http", f"must be a port or HOST:PORT, not {text!r}", DEFAULT_HTTP)
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        # Without them ::1 reads as port 1 of another address.
+        problem = f"has an IPv6 address without brackets or without a port: {text!r}"
+        raise ConfigError("--http", problem, "[::1]:8017")
     return host.strip("[]") or "127.0.0.1", int(port)
 
 

@@ -233,6 +233,16 @@ def test_a_server_open_to_others_without_a_token_ends_with_78(tmp_path: Path) ->
     assert ended.stdout == ""
 
 
+@pytest.mark.parametrize("http", ["::1", "::1:8017", "fe80::1", "port", "1:2:99999"])
+def test_an_address_that_can_be_read_in_two_ways_is_refused(
+    http: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOMEROOM_LETTA_URL", "http://127.0.0.1:9")
+    assert run(monkeypatch, "serve", "--http", http) == EXIT_CONFIG
+    shown = capsys.readouterr()
+    assert "--http" in shown.err and "8017" in shown.err and shown.out == ""
+
+
 def test_what_a_command_shows_is_shown_without_loading_mcp() -> None:
     """It takes longer to load than all the rest of ``homeroom sync``."""
     loads = "import sys, homeroom.screen, homeroom.commands; sys.exit('mcp' in sys.modules)"
